@@ -1,0 +1,1 @@
+"""The harness: plans, runs, records and reports evaluations."""

@@ -1,0 +1,194 @@
+"""The vocabulary of the harness: what a task asks, what a backend answers, what a score says.
+
+A task turns a `Setting` into `Sample`s; each sample holds the `Request`s a model must answer; a backend answers
+requests in any order with `Response`s; the task turns the responses of one sample into `Score`s, one record each.
+The three kinds of request are lm-eval's (loglikelihood, loglikelihood_rolling, generate_until).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int32]
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. Special-token strings inside a text are encoded as plain text, never as control tokens."""
+
+    digest: str  # sha256 of what defines it
+    name: str  # where it came from, for people
+    vocab_size: int
+    bos_id: int | None  # put once before every prompt when not None
+    eos_id: int | None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` without BOS or EOS."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` for many texts at once."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; special tokens are left out."""
+
+
+class Prompt:
+    """A text and its token ids (BOS included where the model takes one). Either may be made late, from the other's source.
+
+    Long prompts are spliced from token ids, so their text is only built when somebody reads it.
+    """
+
+    __slots__ = ("_text", "ids")
+
+    def __init__(self, ids: Ids, text: str | Callable[[], str]) -> None:
+        self.ids = ids  # int32 [n]
+        self._text = text
+
+    @property
+    def text(self) -> str:
+        return self._text if isinstance(self._text, str) else self._text()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """When a generated text can no longer change its score: all, or any, of the references have appeared (case folded)."""
+
+    references: tuple[str, ...]
+    need: Literal["all", "any"] = "all"
+
+    def settled(self, text: str) -> bool:
+        folded = text.lower()
+        found = (reference.lower() in folded for reference in self.references)
+        return all(found) if self.need == "all" else any(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Greedy continuation of `prompt`; ends at EOS, a stop string, `max_tokens`, or when `decision` is settled."""
+
+    prompt: Prompt
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    decision: Decision | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogLikelihood:
+    """Sum of log-probabilities of `continuation` after `context`, and whether greedy decoding would produce it."""
+
+    context: Prompt
+    continuation: Prompt  # ids without BOS
+
+
+@dataclass(frozen=True, slots=True)
+class Rolling:
+    """Log-likelihood of a whole document, in windows of `window` tokens with one token of context (lm-eval's rule).
+
+    `window` None: one pass from BOS over the whole document, possible for recurrent models.
+    """
+
+    document: Prompt
+    window: int | None = None
+
+
+Request = Generate | LogLikelihood | Rolling
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a backend says to one request. Exactly the fields of the request's kind are filled; `error` excludes all."""
+
+    text: str = ""  # generated
+    tokens: int = 0  # generated, or scored
+    logprob: float | None = None  # natural log, summed
+    greedy: bool | None = None
+    ended: Literal["eos", "stop", "length", "decided", "scored", "error"] = "scored"
+    truncated: int = 0  # prompt tokens that did not fit the model's window
+    latency_s: float = 0.0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One question. `id` is the same for every model, tokenizer and process count, so that comparisons are paired."""
+
+    id: str
+    requests: tuple[Request, ...]
+    target: tuple[str, ...]
+    depth: float | None = None  # 0..1, where the needle sits in the haystack
+    facts: Mapping[str, object] = field(default_factory=dict)  # what the scorer needs besides
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One metric of one sample: becomes one record. `value` is None exactly when `error` is not."""
+
+    metric: str
+    value: float | None
+    target: str
+    output: str
+    outcome: str = ""  # what happened, in one word: target, distractor, other, nothing, ...
+    weight: float = 1.0  # units `value` stands for (words of a page, for word perplexity)
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a task is asked: one cell of the sweep."""
+
+    protocol: str  # a profile name
+    length: int | None = None  # window in tokens, generation budget included; None for tasks without one
+    samples: int | None = None  # first n samples; None is all
+    seed: int = 42
+    options: Mapping[str, str] = field(default_factory=dict)  # task options, such as the haystack
+
+
+class Task(Protocol):
+    """A family member such as niah_single_2. One file in `tasks/` may define several."""
+
+    name: str
+    version: int  # raised whenever a prompt or a score changes
+    suite: str  # the family it belongs to: ruler, commonsense, ...
+    has_lengths: bool
+    protocols: tuple[str, ...]  # names it accepts; the first is the default
+
+    def samples(self, setting: Setting, tokenizer: Tokenizer) -> Sequence[Sample]:
+        """All samples of one cell. Raises `gdn2.errors.UserError` for a setting that cannot be met."""
+
+    def data_digest(self, setting: Setting) -> str:
+        """sha256 of the data the samples are made from (haystack, word lists, benchmark file)."""
+
+    def score(self, sample: Sample, responses: Sequence[Response]) -> Sequence[Score]:
+        """Scores of one sample from its responses, in request order."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a record says about the model that answered."""
+
+    name: str
+    mixer: str
+    family: Literal["recurrent", "hybrid", "transformer", "other"]
+    params: int
+    checkpoint: str  # sha256 over weights and configuration
+    tokenizer: str  # sha256
+    window: int | None = None  # tokens it can see; None is unlimited
+    details: Mapping[str, object] = field(default_factory=dict)  # device, dtype, kernels: goes into run.json
+
+
+class Backend(Protocol):
+    """A model behind the three verbs. Implementations: native, hf, scripted."""
+
+    info: ModelInfo
+    tokenizer: Tokenizer
+
+    def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
+        """Answer all requests, yielding (index, response) as each is known, in any order.
+
+        A request that fails yields a response with `error`; the others go on. Closing the iterator stops the work.
+        An answer never depends on the other requests.
+        """
