@@ -37,7 +37,7 @@ class Tokenizer(Protocol):
 
 
 class Prompt:
-    """A text and its token ids (BOS included where the model takes one). Either may be made late, from the other's source.
+    """A text and its token ids (BOS included where the model takes one).
 
     Long prompts are spliced from token ids, so their text is only built when somebody reads it.
     """
@@ -55,7 +55,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """When a generated text can no longer change its score: all, or any, of the references have appeared (case folded)."""
+    """When a generated text can no longer change its score: all, or any, references have appeared (case folded)."""
 
     references: tuple[str, ...]
     need: Literal["all", "any"] = "all"

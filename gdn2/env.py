@@ -10,7 +10,7 @@ def get(name: str, default: str = "") -> str:
 
 
 def cache_dir() -> Path:
-    """Where downloads made by an explicit command are kept: $GDN2_CACHE, else $XDG_CACHE_HOME/gdn2-eval, else ~/.cache/gdn2-eval."""
+    """Where explicit downloads are kept: $GDN2_CACHE, else gdn2-eval under $XDG_CACHE_HOME or ~/.cache."""
     if own := get("GDN2_CACHE"):
         return Path(own)
     return Path(get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gdn2-eval"
