@@ -1,0 +1,96 @@
+"""95 % intervals of a mean score.
+
+Scores of 0 and 1 are proportions: Wilson's interval, which keeps its coverage near 0 and 1 where the normal
+approximation fails. Anything else (the fraction of four needles found, several scores of one sample) is resampled by
+cluster, with a fixed seed, so that a table is the same every time it is made.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+RESAMPLES = 2000
+SEED = 20260500  # any fixed number
+BATCH_CELLS = 4_000_000  # of the resampled counts held at once
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean with its interval; `low` and `high` are NaN where the scores cannot give one (a single cluster)."""
+
+    mean: float
+    low: float
+    high: float
+    n: int  # clusters: samples, unless several scores share one
+    method: Literal["wilson", "bootstrap"]
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval (without continuity correction) of a proportion of `n` >= 1 trials."""
+    from scipy.stats import binomtest
+
+    low, high = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
+    return float(low), float(high)
+
+
+def cluster_totals(scores: Floats, clusters: ArrayLike | None) -> tuple[Floats, Floats]:
+    """Sum of the scores and number of scores of each cluster, [clusters] each; None: every score is its own."""
+    if clusters is None:
+        return scores, np.ones_like(scores)
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    return np.bincount(index, weights=scores).astype(np.float64), np.bincount(index).astype(np.float64)
+
+
+def bootstrap_means(
+    scores: ArrayLike, clusters: ArrayLike | None = None, resamples: int = RESAMPLES, seed: int = SEED
+) -> Floats:
+    """Means of `resamples` draws of whole clusters with replacement, [resamples].
+
+    Equal clusters are drawn together by their count (a multinomial), which is the same distribution and much less work.
+    """
+    sums, sizes = cluster_totals(np.asarray(scores, dtype=np.float64), clusters)
+    kinds, counts = np.unique(np.stack([sums, sizes]), axis=1, return_counts=True)
+    n = int(counts.sum())
+    rng = np.random.default_rng(seed)
+    batch = max(1, BATCH_CELLS // len(counts))
+    means = []
+    for start in range(0, resamples, batch):
+        drawn = rng.multinomial(n, counts / n, size=min(batch, resamples - start))
+        means.append((drawn @ kinds[0]) / (drawn @ kinds[1]))
+    return np.concatenate(means)
+
+
+def bootstrap(
+    scores: ArrayLike, clusters: ArrayLike | None = None, confidence: float = 0.95, seed: int = SEED
+) -> tuple[float, float]:
+    """Percentile interval of the mean by resampling clusters; NaN for fewer than two clusters."""
+    values = np.asarray(scores, dtype=np.float64)
+    n = len(values) if clusters is None else len(np.unique(np.asarray(clusters)))
+    if n < 2:
+        return float("nan"), float("nan")
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(bootstrap_means(values, clusters, seed=seed), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def interval(scores: ArrayLike, clusters: ArrayLike | None = None, confidence: float = 0.95) -> Interval:
+    """Mean and interval of at least one finite score: Wilson for 0/1 scores of distinct clusters, else the bootstrap.
+
+    Args:
+        scores: one score each, [n]
+        clusters: what each score shares with others (a sample, a haystack), [n]; None: nothing
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"an interval needs finite scores, got {len(values)} of which some are missing")
+    n = len(values) if clusters is None else len(np.unique(np.asarray(clusters)))
+    mean = float(values.mean())
+    if n == len(values) and np.isin(values, (0.0, 1.0)).all():
+        low, high = wilson(int(values.sum()), n, confidence)
+        return Interval(mean, low, high, n, "wilson")
+    low, high = bootstrap(values, clusters, confidence)
+    return Interval(mean, low, high, n, "bootstrap")
