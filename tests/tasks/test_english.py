@@ -14,7 +14,6 @@ BANNED = {
     *("special", "magic", "number", "numbers", "word", "words", "uuid", "uuids"),
     *("hidden", "memorize", "quiz", "afterwards", "mentioned", "provided", "text"),
 }
-)
 
 
 def test_lists_are_clean() -> None:
