@@ -1,1 +1,8 @@
+"""Decoders built from mixers: configuration, presets, state, generation."""
 
+from gdn2.models.config import ModelConfig
+from gdn2.models.decoder import Decoder
+from gdn2.models.presets import PRESETS, preset
+from gdn2.models.state import State
+
+__all__ = ["PRESETS", "Decoder", "ModelConfig", "State", "preset"]

@@ -1,0 +1,76 @@
+"""Causal depthwise short convolution over packed sequences, with a streaming window.
+
+Axes: N sequences, T tokens, C channels, W taps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gdn2.numerics import silu
+from gdn2.ragged import Ragged
+
+
+def short_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor, ragged: Ragged, activate: bool = True
+) -> tuple[Tensor, Tensor]:
+    """y_t = sum_j weight[:, W-1-j] x_{t-j} (+ bias), SiLU after it unless `activate` is off.
+
+    Args:
+        x: packed tokens [T, C].
+        weight: taps, the last one for the present token [C, W].
+        window: the W - 1 inputs before each sequence, zero at its start [N, C, W - 1].
+
+    Returns:
+        y [T, C] and the window after the last token of each sequence [N, C, W - 1].
+    """
+    taps = weight.shape[1]
+    past = taps - 1
+    lengths = torch.tensor(ragged.lengths, dtype=torch.int64, device=x.device)
+    # One buffer holds every sequence behind its own window, so that each tap is one shifted read.
+    begin = ragged.cu_seqlens[:-1] + past * torch.arange(ragged.n_sequences, device=x.device)
+    here = ragged.cu_seqlens.new_zeros(0) if not ragged.n_tokens else begin[ragged.sequence] + past + ragged.position
+    slots = (begin[:, None] + torch.arange(past, device=x.device)).flatten()
+    size = ragged.n_tokens + past * ragged.n_sequences
+    order = torch.empty(size, dtype=torch.int64, device=x.device)
+    order[here] = torch.arange(ragged.n_tokens, device=x.device)
+    order[slots] = ragged.n_tokens + torch.arange(past * ragged.n_sequences, device=x.device)
+    history = window.to(x.dtype).transpose(1, 2).reshape(-1, x.shape[1])
+    buffer = torch.cat([x, history])[order]
+    y = buffer[here] * weight[:, past]
+    for j in range(1, taps):
+        y = y + buffer[here - j] * weight[:, past - j]
+    if bias is not None:
+        y = y + bias
+    ends = (begin + lengths)[:, None] + torch.arange(past, device=x.device)
+    return silu(y) if activate else y, buffer[ends].transpose(1, 2).to(window.dtype)
+
+
+class ShortConv(nn.Module):
+    """Parameters of a short convolution in the layout every published checkpoint uses: weight [C, 1, W], bias [C]."""
+
+    def __init__(self, channels: int, taps: int = 4, bias: bool = False, activate: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, taps))
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+        self.activate = activate
+
+    def window(self, n: int) -> Tensor:
+        """The window of n sequences that have not begun: zeros [n, C, W - 1]."""
+        channels, _, taps = self.weight.shape
+        return self.weight.new_zeros(n, channels, taps - 1)
+
+    def forward(self, x: Tensor, window: Tensor, ragged: Ragged) -> tuple[Tensor, Tensor]:
+        return short_conv(x, self.weight[:, 0], self.bias, window, ragged, self.activate)
+
+    def step(self, x: Tensor, window: Tensor) -> Tensor:
+        """One token for each of N sequences: x [N, C] to y [N, C]; `window` [N, C, W - 1] moves on in place."""
+        taps = self.weight[:, 0]
+        y = x * taps[:, -1]
+        for j in range(1, taps.shape[1]):
+            y = y + window[:, :, -j].to(x.dtype) * taps[:, -1 - j]
+        if self.bias is not None:
+            y = y + self.bias
+        window.copy_(torch.cat([window[:, :, 1:], x.unsqueeze(-1).to(window.dtype)], dim=-1))
+        return silu(y) if self.activate else y

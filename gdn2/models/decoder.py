@@ -1,0 +1,149 @@
+"""The model on one page: embedding, pre-norm layers of mixer and SwiGLU, norm, output head.
+
+Axes: N sequences, T tokens of all sequences together (packed, never padded), D model width, F MLP width.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from gdn2 import numerics
+from gdn2.kernels import Implementation
+from gdn2.mixers import Mixer, build
+from gdn2.mixers.linear import Linear, blocked
+from gdn2.models.config import ModelConfig
+from gdn2.models.state import State
+from gdn2.ragged import Ragged
+
+FP32_PARAMETERS = ("A_log", "dt_bias")  # rates of decay, never rounded to half precision
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, d: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return numerics.rms_norm(x, self.weight, self.eps)
+
+
+class SwiGLU(nn.Module):
+    """down(SiLU(gate(x)) * up(x))."""
+
+    def __init__(self, d: int, width: int) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = Linear(d, width), Linear(d, width), Linear(width, d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(numerics.silu(self.gate(x)) * self.up(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: ModelConfig, name: str) -> None:
+        super().__init__()
+        options = dict(config.mixers[name])
+        self.mixer_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.mixer: Mixer = build(options.pop("mixer"), config.d_model, options)
+        if config.d_ff is not None:
+            self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
+            self.mlp = SwiGLU(config.d_model, config.d_ff)
+        self.has_mlp = config.d_ff is not None
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.mlp_norm(x)) if self.has_mlp else x
+
+
+class Decoder(nn.Module):
+    """A causal language model over packed sequences."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Layer(config, name) for name in config.pattern)
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        if not config.tied:
+            self.head = Linear(config.d_model, config.vocab_size)
+
+    def blocks(self) -> list[Layer]:
+        return [cast(Layer, layer) for layer in self.layers]
+
+    def forward(self, ids: Tensor, ragged: Ragged, state: State | None = None) -> tuple[Tensor, State]:
+        """Read packed tokens ids [T], continuing from `state` where given.
+
+        Returns:
+            hidden [T, D] after the final norm (see `logits`), and the state after each sequence. `state` is unchanged.
+        """
+        if ids.ndim != 1 or ids.shape[0] != ragged.n_tokens:
+            raise ValueError(f"ids must be the {ragged.n_tokens} packed tokens of the batch, got {list(ids.shape)}")
+        x = self.embed(ids)
+        layers = []
+        for i, layer in enumerate(self.blocks()):
+            y, new = layer.mixer(layer.mixer_norm(x), ragged, None if state is None else state.layers[i])
+            x = layer.feed_forward(x + y)
+            layers.append(new)
+        seen = torch.tensor(ragged.lengths, dtype=torch.int64, device=ids.device)
+        return self.norm(x), State(layers, seen if state is None else state.seen + seen)
+
+    def step(self, ids: Tensor, state: State) -> Tensor:
+        """One more token ids [N] of each sequence: hidden [N, D]; `state` moves on in place."""
+        x = self.embed(ids)
+        for layer, layer_state in zip(self.blocks(), state.layers, strict=True):
+            x = layer.feed_forward(x + layer.mixer.step(layer.mixer_norm(x), layer_state))
+        state.seen += 1
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits [n, vocabulary] of hidden [n, D], in fp32 outside training."""
+        out = _product(hidden, self.embed.weight if self.config.tied else self.head.weight)
+        return out if torch.is_grad_enabled() else out.float()
+
+    def new_state(self, n: int) -> State:
+        """The state of n sequences that have not begun."""
+        device = self.embed.weight.device
+        seen = torch.zeros(n, dtype=torch.int64, device=device)
+        return State([layer.mixer.new_state(n) for layer in self.blocks()], seen)
+
+    def use(self, implementation: Implementation | None) -> Decoder:
+        """Choose the kernels of every mixer; None chooses from the device."""
+        for layer in self.blocks():
+            layer.mixer.implementation = implementation
+        return self
+
+    def cast(self, dtype: torch.dtype) -> Decoder:
+        """All parameters to `dtype`, except the rates of decay, which stay fp32."""
+        for name, parameter in self.named_parameters():
+            if name.rsplit(".", 1)[-1] not in FP32_PARAMETERS:
+                parameter.data = parameter.data.to(dtype)
+        return self
+
+    def reset_parameters(self, seed: int) -> None:
+        """Fresh parameters, the same for the same seed. MLP outputs shrink with depth, as in the published models."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            nn.init.normal_(self.embed.weight, std=0.02)
+            if not self.config.tied:
+                nn.init.normal_(self.head.weight, std=0.02)
+            for layer in self.blocks():
+                layer.mixer.reset_parameters()
+                if layer.has_mlp:
+                    for linear in (layer.mlp.gate, layer.mlp.up, layer.mlp.down):
+                        nn.init.xavier_uniform_(linear.weight, gain=2**-0.5)
+                    layer.mlp.down.weight.data /= (2 * self.config.n_layers) ** 0.5
+
+    def n_params(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def n_block_params(self) -> int:
+        """Parameters without embedding, output head and final norm: what "1.3B" counts."""
+        return sum(p.numel() for p in self.layers.parameters())
+
+
+def _product(hidden: Tensor, weight: Tensor) -> Tensor:
+    if torch.is_grad_enabled() or hidden.shape[0] == 0:
+        return nn.functional.linear(hidden, weight)
+    return blocked(hidden, weight)

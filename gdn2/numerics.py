@@ -1,0 +1,46 @@
+"""Elementwise functions whose result depends on the element alone.
+
+On a CPU torch's own sigmoid, silu and softplus take another code path for the last few elements of a tensor, so the
+same number gives another last bit at another place. Without gradients these versions are used instead: they are made
+of operations that round alike everywhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def _plain(x: Tensor) -> bool:
+    return x.is_cuda or torch.is_grad_enabled()
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    return x.sigmoid() if _plain(x) else 1.0 / (1.0 + torch.exp(-x))
+
+
+def silu(x: Tensor) -> Tensor:
+    return F.silu(x) if _plain(x) else x / (1.0 + torch.exp(-x))
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x), exact to rounding also where e^x is tiny (a decay of 1e-8 a token must survive)."""
+    if _plain(x):
+        return F.softplus(x)
+    small = torch.exp(-x.abs())
+    u = 1.0 + small
+    log1p = torch.where(u == 1.0, small, torch.log(u) * (small / (u - 1.0)))
+    return x.clamp_min(0.0) + log1p
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in fp32, returned in x's dtype."""
+    wide = x.float() if x.dtype != torch.float64 else x
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight.to(x.dtype)
+
+
+def l2_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(sum(x^2) + eps) over the last axis, in fp32, returned in x's dtype."""
+    wide = x.float() if x.dtype != torch.float64 else x
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
