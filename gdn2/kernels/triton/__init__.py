@@ -1,0 +1,1 @@
+"""The GPU implementation: one family of Triton kernels for every mixer."""
