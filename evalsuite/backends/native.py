@@ -162,12 +162,13 @@ class NativeBackend:
                 batch = waiting.popleft()
                 started = time.monotonic()
                 new = [_Live(index, request, started) for index, request in batch]
-                hidden, new_state, _ = self._read([item.request.prompt.ids.tolist() for item in new], keep_all=False)
-                state = new_state if state is None else State.concat([state, new_state])
+                hidden, read, _ = self._read([item.request.prompt.ids.tolist() for item in new], keep_all=False)
+                new, first, kept, done = self._settle(new, self._greedy(hidden), read)
+                yield from done
+                if kept is not None:
+                    state = kept if state is None else State.concat([state, kept])
                 live += new
-                last += self._greedy(hidden)
-            live, last, state, done = self._settle(live, last, state)
-            yield from done
+                last += first
             while live and (not waiting or len(live) > self.slots // 2):
                 assert state is not None
                 last = self._greedy(self.model.step(torch.tensor(last, device=self.device), state))
