@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,6 +133,41 @@ def read_records(directory: Path, warn: Warn = lambda _: None) -> list[Record]:
     return [record for record in chosen.values() if record.task_version == versions[record.task]]
 
 
+class Index:
+    """Which samples are answered: the metrics stored without error, by key. About 200 bytes a sample."""
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, tuple[str, ...]] = {}
+        self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._expected: dict[str, int] = {}
+
+    def add(self, record: Record) -> None:
+        if record.error is not None or self.has(record):
+            return
+        metrics = (*self._metrics.get(record.key, ()), record.metric)
+        # One tuple serves all samples with the same metrics.
+        self._metrics[record.key] = self._shared.setdefault(metrics, metrics)
+        if record.metric_count > 1:
+            self._expected[record.key] = record.metric_count
+
+    def has(self, record: Record) -> bool:
+        """Whether this metric of this sample is stored without error."""
+        return record.metric in self._metrics.get(record.key, ())
+
+    def done(self, key: str) -> bool:
+        """Whether every metric of the sample `key` is stored without error."""
+        return len(self._metrics.get(key, ())) >= self._expected.get(key, 1)
+
+
+def read_index(directory: Path, warn: Warn = lambda _: None) -> Index:
+    """What a run holds, without locking, repairing or writing anything."""
+    index = Index()
+    for path in record_files(directory):
+        for record in scan(path, warn):
+            index.add(record)
+    return index
+
+
 class RunStore:
     """The one writer of a run directory's file for `rank`. A context manager: entering locks, repairs and reads.
 
@@ -142,16 +177,14 @@ class RunStore:
         warn: told of repairs and damaged lines, one line each.
     """
 
-    def __init__(self, directory: Path, identity: dict[str, object], warn: Warn, rank: int = 0) -> None:
+    def __init__(self, directory: Path, identity: Mapping[str, object], warn: Warn, rank: int = 0) -> None:
         self.directory = directory
         self.path = directory / (f"records.{rank}.jsonl" if rank else "records.jsonl")
         self._lock_path = directory / (f"lock.{rank}" if rank else "lock")
         self._identity = identity
         self._warn = warn
         self._descriptor = self._lock = -1
-        self._metrics: dict[str, tuple[str, ...]] = {}
-        self._tuples: dict[tuple[str, ...], tuple[str, ...]] = {}
-        self._expected: dict[str, int] = {}
+        self.index = Index()
 
     def __enter__(self) -> RunStore:
         with storage(self.directory):
@@ -173,16 +206,12 @@ class RunStore:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def done(self, key: str) -> bool:
-        """Whether every metric of the sample `key` is stored without error."""
-        return len(self._metrics.get(key, ())) >= self._expected.get(key, 1)
-
     def append(self, records: Iterable[Record]) -> None:
         """Store the records of one sample, on disk before this returns; those already there are left out.
 
         Raises StorageError; the file then ends where it ended before.
         """
-        new = [r for r in records if r.metric not in self._metrics.get(r.key, ())]
+        new = [r for r in records if not self.index.has(r)]
         if not new:
             return
         data = "".join(map(to_line, new)).encode("ascii")
@@ -198,18 +227,7 @@ class RunStore:
                     os.ftruncate(self._descriptor, before.st_size)
                 raise
         for record in new:
-            self._note(record)
-
-    def _note(self, record: Record) -> None:
-        if record.error is not None:
-            return
-        known = self._metrics.get(record.key, ())
-        if record.metric not in known:
-            metrics = (*known, record.metric)
-            # One tuple serves the samples that share its metrics: a million keys fit in memory.
-            self._metrics[record.key] = self._tuples.setdefault(metrics, metrics)
-        if record.metric_count > 1:
-            self._expected[record.key] = record.metric_count
+            self.index.add(record)
 
     def _read(self) -> None:
         for path in record_files(self.directory):
@@ -220,7 +238,7 @@ class RunStore:
                             f"{path} holds a record whose {name} is {getattr(record, name)!r:.80}, "
                             f"not {value!r:.80}: move it away, runs are never mixed"
                         )
-                self._note(record)
+                self.index.add(record)
 
     def _repair(self) -> None:
         """Give the file a whole last line: cut off a torn one, end a whole one that lacks its newline."""

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from evalsuite import store as store_module
 from evalsuite.schema import NewerSchemaError, Record, table, to_line
-from evalsuite.store import RunStore, check_writable, read_json, read_records, write_json
+from evalsuite.store import RunStore, check_writable, read_index, read_json, read_records, write_json
 from gdn2.errors import DataError, RunLockedError, StorageError
 
 BY_TYPE = {"integer": 1, "number": 1.0, "string": "c", "boolean": False}
@@ -39,9 +39,9 @@ def opened(directory, warnings=None, rank=0):
 def test_what_is_appended_is_there_again_and_done(tmp_path):
     with opened(tmp_path / "a" / "b") as store:
         store.append([record(1)])
-        assert store.done(record(1).key) and not store.done(record(2).key)
+        assert store.index.done(record(1).key) and not store.index.done(record(2).key)
     with opened(tmp_path / "a" / "b") as store:
-        assert store.done(record(1).key)
+        assert store.index.done(record(1).key)
         store.append([record(1)])
     assert read_records(tmp_path / "a" / "b") == [record(1)]
     assert (tmp_path / "a" / "b" / "records.jsonl").read_text() == to_line(record(1))
@@ -51,9 +51,9 @@ def test_a_sample_counts_only_with_all_its_metrics(tmp_path):
     both = [record(1, "acc", metric_count=2), record(1, "acc_norm", metric_count=2)]
     with opened(tmp_path) as store:
         store.append(both[:1])
-        assert not store.done(both[0].key)
+        assert not store.index.done(both[0].key)
         store.append(both)
-        assert store.done(both[0].key)
+        assert store.index.done(both[0].key)
     assert read_records(tmp_path) == both
 
 
@@ -61,10 +61,10 @@ def test_an_error_is_asked_again_and_replaced_by_an_answer(tmp_path):
     with opened(tmp_path) as store:
         store.append([failed(1, "first")])
         store.append([failed(1, "second")])
-        assert not store.done(record(1).key)
+        assert not store.index.done(record(1).key)
         assert [r.error for r in read_records(tmp_path)] == ["second"]
         store.append([record(1)])
-        assert store.done(record(1).key)
+        assert store.index.done(record(1).key)
     assert read_records(tmp_path) == [record(1)]
 
 
@@ -74,8 +74,8 @@ def test_a_torn_last_line_is_dropped_and_said_so_once(tmp_path, cut):
     (tmp_path / "records.jsonl").write_text(to_line(record(1)) + line[:-cut])
     warnings = []
     with opened(tmp_path, warnings) as store:
-        assert store.done(record(1).key)
-        assert store.done(record(2).key) == (cut == 1)  # only its newline is missing
+        assert store.index.done(record(1).key)
+        assert store.index.done(record(2).key) == (cut == 1)  # only its newline is missing
         store.append([record(2)])
     assert len(warnings) == (cut not in (1, len(line)))
     assert all("torn" in w for w in warnings)
@@ -139,7 +139,8 @@ def test_ranks_write_files_of_their_own_and_are_read_together(tmp_path):
         second.append([record(2)])
     assert read_records(tmp_path) == [record(1), record(2)]
     with opened(tmp_path) as store:
-        assert store.done(record(2).key)
+        assert store.index.done(record(2).key)
+    assert read_index(tmp_path).done(record(2).key)
 
 
 def test_a_second_process_is_told_who_holds_the_run(tmp_path):
@@ -175,7 +176,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path):
                 store.append([record(2)])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert store.path.read_bytes() == before and not store.done(record(2).key)
+        assert store.path.read_bytes() == before and not store.index.done(record(2).key)
         store.append([record(2)])
     assert read_records(tmp_path) == [record(1), record(2)]
 
@@ -268,7 +269,7 @@ class Crashes(RuleBasedStateMachine):
         read = read_records(self.directory)
         assert {r.key: r for r in read} == self.acknowledged and len(read) == len(self.acknowledged)
         for r in read:
-            assert self.store.done(r.key) == (r.error is None)
+            assert self.store.index.done(r.key) == (r.error is None)
 
     def teardown(self):
         self.store.__exit__()

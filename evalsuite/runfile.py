@@ -1,0 +1,95 @@
+"""`run.json`: what a run is, and one entry for every time it was started.
+
+`status` of the last entry is `running` until the process ends in its own way; a killed one leaves it so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from evalsuite.plan import Plan
+from evalsuite.schema import NewerSchemaError
+from evalsuite.store import now, read_json, write_json
+from gdn2.errors import DataError
+
+VERSION = 1
+NAME = "run.json"
+
+
+def start(directory: Path, plan: Plan, passed: Mapping[str, object], provenance: Mapping[str, object]) -> None:
+    """Add an invocation to the run of `plan` at `directory`, making the file where there is none.
+
+    Args:
+        passed: the settings as given; the resolved ones are added from `plan`.
+
+    Raises DataError where the directory belongs to a run of another identity.
+    """
+    path = directory / NAME
+    if path.exists():
+        content = read(directory)
+        _check_identity(path, content["identity"], plan.identity)
+    else:
+        content = {"version": VERSION, "id": plan.run_id, "identity": dict(plan.identity), "model": asdict(plan.info)}
+        content |= {"totals": {"samples": 0, "tokens": 0, "seconds": 0.0}, "invocations": []}
+    cells = [
+        {"task": cell.task.name, "task_version": cell.task.version, "data": cell.data}
+        | {"protocol": cell.setting.protocol, "length": cell.setting.length, "samples": len(cell.entries)}
+        | {"seed": cell.setting.seed, "options": dict(cell.setting.options)}
+        for cell in plan.cells
+    ]
+    invocation: dict[str, object] = {"started_at": now(), "ended_at": None, "status": "running", "passed": dict(passed)}
+    invocation |= {"resolved": cells, "provenance": dict(provenance)}
+    write_json(path, content | {"status": "running", "invocations": [*content["invocations"], invocation]})
+
+
+def finish(directory: Path, status: str, samples: int, tokens: int, seconds: float) -> None:
+    """Close the last invocation: `status`, samples answered, tokens read and seconds it took."""
+    content = read(directory)
+    totals = content["totals"]
+    content["status"] = status
+    content["totals"] = {
+        "samples": totals["samples"] + samples,
+        "tokens": totals["tokens"] + tokens,
+        "seconds": round(totals["seconds"] + seconds, 3),
+    }
+    content["invocations"][-1] |= {
+        "ended_at": now(),
+        "status": status,
+        "samples": samples,
+        "tokens": tokens,
+        "seconds": round(seconds, 3),
+    }
+    write_json(directory / NAME, content)
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """The content of a run's file. Raises DataError where it is missing, damaged or of a later version."""
+    path = directory / NAME
+    content = read_json(path)
+    version = content.get("version")
+    if type(version) is int and version > VERSION:
+        raise NewerSchemaError(f"{path}: version {version} is newer than {VERSION}: update gdn2-eval to read it")
+    for name, kind in {"id": str, "identity": dict, "model": dict, "totals": dict, "invocations": list}.items():
+        if not isinstance(content.get(name), kind):
+            raise DataError(f"cannot read {path}: {name} is missing or not a {kind.__name__}")
+    return content
+
+
+def rate(directory: Path) -> float | None:
+    """Tokens a second of this run so far, None before it answered anything."""
+    if not (directory / NAME).exists():
+        return None
+    totals = read(directory)["totals"]
+    return totals["tokens"] / totals["seconds"] if totals["tokens"] and totals["seconds"] else None
+
+
+def _check_identity(path: Path, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    for name in sorted({*found, *wanted}):
+        if found.get(name) != wanted.get(name):
+            raise DataError(
+                f"{path} belongs to a run whose {name} is {found.get(name)!r:.80}, not {wanted.get(name)!r:.80}: "
+                "move it away, runs are never mixed"
+            )

@@ -1,0 +1,19 @@
+"""Fixtures of the harness's tests."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def toy() -> ModuleType:
+    """Small tasks; also a command, so that a process can be killed while it runs them."""
+    path = Path(__file__).with_name("toy.py")
+    spec = importlib.util.spec_from_file_location("toy", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["toy"] = module
+    spec.loader.exec_module(module)
+    return module
