@@ -15,8 +15,9 @@ from torch import Tensor
 from gdn2.kernels import dispatch
 from gdn2.kernels.contract import packed
 from gdn2.kernels.dispatch import Implementation, choose
+from gdn2.kernels.tokens import check_state_dtype
 
-__all__ = ["Implementation", "choose", "delta_rule", "delta_step"]
+__all__ = ["Implementation", "choose", "delta_rule", "delta_step", "delta_tokens"]
 
 
 def delta_rule(
@@ -57,16 +58,60 @@ def delta_rule(
 
 
 def delta_step(
-    q: Tensor, k: Tensor, e: Tensor | None, z: Tensor, g: Tensor | None, state: Tensor,
-    *, implementation: Implementation | None = None,
+    q: Tensor, k: Tensor, e: Tensor | None, z: Tensor, g: Tensor | None, state: Tensor, slots: Tensor | None = None,
+    *, diag: Tensor | None = None, rank: int = 1, implementation: Implementation | None = None,
 ) -> Tensor:  # fmt: skip
-    """One token for each of N sequences; `state` [N, Hv, K, V] is updated in place.
+    """One token for each of N sequences, each with its own state in a pool that moves on in place.
 
     Args:
-        q, k: [N, H, K]; e: [N, H or Hv, K] or None; z: [N, Hv, V]; g: [N, H or Hv, K], [N, H or Hv] or None.
+        q, k: [N, H, K]; e: [N, H or Hv, K] or None; z: [N, Hv, V]; g: [N, H or Hv, K], [N, H or Hv] or None. With
+            `rank` R there are R rows a token, one after the other: N R in place of N.
+        state: the pool, fp32; bf16 on request, refused for decays it cannot follow   [P, Hv, K, V]
+        slots: which state belongs to each sequence, each at most once; -1 is an idle row, whose output is zero   [N];
+            None is 0, 1, 2, ...
+        diag, rank, implementation: as in `delta_rule`.
 
     Returns:
-        o [N, Hv, V] in z's dtype.
+        o [N, Hv, V] in z's dtype. A row's result does not depend on the others. With "triton" nothing waits for the
+        device, so the call can be captured in a CUDA graph.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit.
+        UserError: a bf16 state with log-decays above -2^-8 (checked outside graph capture).
     """
-    run = dispatch.step(choose(z.device, implementation))
-    return run(q, k, e, z, g, state).to(z.dtype)
+    return _tokens(q, k, e, z, g, state, None, slots, diag, rank, implementation)
+
+
+def delta_tokens(
+    q: Tensor, k: Tensor, e: Tensor | None, z: Tensor, g: Tensor | None, state: Tensor,
+    cu_seqlens: Tensor, slots: Tensor | None = None,
+    *, diag: Tensor | None = None, rank: int = 1, implementation: Implementation | None = None,
+) -> Tensor:  # fmt: skip
+    """A few tokens for each of N sequences in packed rows, as many calls of `delta_step` would; best up to 64 tokens.
+
+    Args:
+        q, k, e, z, g, state, slots, diag, rank, implementation: as in `delta_step`, T rows of all sequences together.
+        cu_seqlens: boundaries of the sequences, rising from 0 to T; empty ones are allowed   [N + 1]
+
+    Returns:
+        o [T, Hv, V] in z's dtype.
+    """
+    return _tokens(q, k, e, z, g, state, cu_seqlens, slots, diag, rank, implementation)
+
+
+def _tokens(
+    q: Tensor, k: Tensor, e: Tensor | None, z: Tensor, g: Tensor | None, state: Tensor, cu_seqlens: Tensor | None,
+    slots: Tensor | None, diag: Tensor | None, rank: int, implementation: Implementation | None,
+) -> Tensor:  # fmt: skip
+    q_, k_, e_, z_, g_, diag_ = (None if x is None else x[None] for x in (q, k, e, z, g, diag))
+    assert q_ is not None and k_ is not None and z_ is not None
+    rows = packed(q_, k_, e_, z_, g_, diag_, None, rank)
+    n = q.shape[0] // rank if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    shape = [z.shape[1], k.shape[-1], z.shape[-1]]
+    if state.ndim != 4 or list(state.shape[1:]) != shape or (slots is None and state.shape[0] != n):
+        wanted = "P" if slots is not None else str(n)
+        raise ValueError(f"state must be [{wanted}, Hv, K, V] with {shape} last, got {list(state.shape)}")
+    if slots is not None and list(slots.shape) != [n]:
+        raise ValueError(f"slots must have one entry for each of {n} sequences, got shape {list(slots.shape)}")
+    check_state_dtype(state.dtype, g)
+    return dispatch.step(choose(z.device, implementation))(rows, cu_seqlens, state, slots).to(z.dtype)

@@ -167,16 +167,3 @@ def _carry(
     back = torch.empty(len(chunks.order), dtype=torch.int64, device=last.device)
     back[torch.tensor(chunks.order, device=last.device)] = torch.arange(len(chunks.order), device=last.device)
     return torch.cat(written), torch.cat(readouts), last[back]
-
-
-def delta_step(q: Tensor, k: Tensor, e: Tensor | None, z: Tensor, g: Tensor | None, state: Tensor) -> Tensor:
-    """One token for each of N sequences: outputs [N, H, V]; `state` [N, H, K, V] is updated in place.
-
-    Sums run over the key axis elementwise, so a row's result does not depend on how many rows there are.
-    """
-    if g is not None:
-        state.mul_(g.exp().reshape(*g.shape, *[1] * (4 - g.ndim)))
-    if e is not None:
-        z = z - (e.unsqueeze(-2) @ state).squeeze(-2)
-    state.add_(k.unsqueeze(-1) * z.unsqueeze(-2))
-    return (q.unsqueeze(-2) @ state).squeeze(-2)

@@ -78,7 +78,7 @@ def packed(
         raise ValueError(f"diag must have axes [b t hv] = {[b, t, value_heads]}, got shape {list(diag.shape)}")
     if rank > 1 and e is not None:
         raise ValueError("erase with several rows a token is not defined: pass e=None with rank > 1")
-    lengths = _lengths(b, t, cu_seqlens)
+    lengths = sequence_lengths(b, t, cu_seqlens)
     if any(n % rank for n in lengths):
         raise ValueError(f"rank {rank} must divide the rows of every sequence, got lengths {lengths}")
 
@@ -90,7 +90,8 @@ def packed(
     return Rows(q_, k_, flat(e), z_, flat(g), flat(diag), lengths, rank)
 
 
-def _lengths(b: int, t: int, cu_seqlens: Tensor | None) -> tuple[int, ...]:
+def sequence_lengths(b: int, t: int, cu_seqlens: Tensor | None) -> tuple[int, ...]:
+    """Rows of each sequence: b times t, or what the boundaries say. Waits for the device that holds them."""
     if cu_seqlens is None:
         return (t,) * b
     if b != 1:

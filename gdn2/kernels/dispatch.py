@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from gdn2.kernels import chunked, reference
-from gdn2.kernels.contract import Rows
+from gdn2.kernels import chunked, reference, tokens
+from gdn2.kernels.contract import Rows, sequence_lengths
 
 Implementation = Literal["reference", "torch", "triton"]
 Rule = Callable[[Rows, Tensor, torch.dtype], tuple[Tensor, Tensor]]
-Step = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor | None, Tensor], Tensor]
+Step = Callable[[Rows, Tensor | None, Tensor, Tensor | None], Tensor]
 
 
 def choose(device: torch.device, wish: Implementation | None = None) -> Implementation:
@@ -34,20 +35,24 @@ def rule(name: Implementation) -> Rule:
 
 
 def step(name: Implementation) -> Step:
-    """The `delta_step` of one implementation."""
-    run = {"reference": reference.delta_step, "torch": chunked.delta_step}[name]
+    """The token form of one implementation: `run(rows, cu_seqlens, state, slots)` moves the pool `state` on in place.
 
-    def spread(q: Tensor, k: Tensor, e: Tensor | None, z: Tensor, g: Tensor | None, state: Tensor) -> Tensor:
-        heads = z.shape[1]
+    The lengths in `rows` are only meant where `cu_seqlens` is None: then each sequence has one token.
+    """
+    if name == "triton":
+        from gdn2.kernels.triton import decode
 
-        def to_state(x: Tensor | None) -> Tensor | None:
-            if x is None:
-                return None
-            x = x.to(state.dtype)
-            return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+        return lambda rows, cu_seqlens, state, slots: decode.delta_tokens(
+            rows.q, rows.k, rows.e, rows.z, rows.g, state, cu_seqlens, slots, rows.diag, rows.rank
+        )
+    run = {"reference": reference.delta_tokens, "torch": tokens.delta_tokens}[name]
 
-        q_, k_, z_ = to_state(q), to_state(k), to_state(z)
-        assert q_ is not None and k_ is not None and z_ is not None
-        return run(q_, k_, to_state(e), z_, to_state(g), state)
+    def with_lengths(rows: Rows, cu_seqlens: Tensor | None, state: Tensor, slots: Tensor | None) -> Tensor:
+        t = rows.q.shape[0]
+        lengths = (rows.rank,) * (t // rows.rank) if cu_seqlens is None else sequence_lengths(1, t, cu_seqlens)
+        if any(n % rows.rank for n in lengths):
+            raise ValueError(f"rank {rows.rank} must divide the rows of every sequence, got lengths {lengths}")
+        dtype = torch.float64 if state.dtype == torch.float64 else torch.float32
+        return run(replace(rows.repeated(dtype), lengths=lengths), state, slots)
 
-    return spread
+    return with_lengths

@@ -47,14 +47,16 @@ def _token(rows: Rows, token: slice, state: Tensor) -> tuple[Tensor, Tensor]:
     return torch.einsum("hkv,rhk->rhv", state, q) + now, new
 
 
-def delta_step(q: Tensor, k: Tensor, e: Tensor | None, z: Tensor, g: Tensor | None, state: Tensor) -> Tensor:
-    """One token for each of N sequences: outputs [N, H, V]; `state` [N, H, K, V] is updated in place.
-
-    q, k, e [N, H, K]; z [N, H, V]; g [N, H, K] or [N, H].
-    """
-    if g is not None:
-        state.mul_(g.exp().reshape(*g.shape, *[1] * (4 - g.ndim)))
-    if e is not None:
-        z = z - (e.unsqueeze(-2) @ state).squeeze(-2)
-    state.add_(k.unsqueeze(-1) * z.unsqueeze(-2))
-    return (q.unsqueeze(-2) @ state).squeeze(-2)
+def delta_tokens(rows: Rows, state: Tensor, slots: Tensor | None) -> Tensor:
+    """The same with the states in a pool [P, H, K, V], moved on in place; slot -1 is no state and gives zeros."""
+    slot = range(len(rows.lengths)) if slots is None else [int(x) for x in slots]
+    o = torch.zeros_like(rows.z)
+    for n, at in enumerate(slot):
+        if at < 0:
+            continue
+        carried = state[at].to(rows.z.dtype)
+        for t in range(rows.starts[n], rows.starts[n] + rows.lengths[n], rows.rank):
+            token = slice(t, t + rows.rank)
+            o[token], carried = _token(rows, token, carried)
+        state[at] = carried.to(state.dtype)
+    return o
