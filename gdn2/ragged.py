@@ -25,6 +25,7 @@ class Ragged:
             raise ValueError(f"sequence lengths must be >= 0, got {min(lengths)}")
         self.lengths = tuple(int(n) for n in lengths)
         self.device = torch.device(device)
+        self._windows: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
@@ -59,6 +60,27 @@ class Ragged:
         """Position of each token in its own sequence, int64 [T]."""
         tokens = torch.arange(self.n_tokens, device=self.device)
         return tokens - self.cu_seqlens[self.sequence]
+
+    def behind_windows(self, past: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Where things lie when every sequence stands behind `past` earlier tokens of its own.
+
+        Returns:
+            order: which row of (the T tokens, then the N * past earlier ones) each place takes, int64 [T + N * past].
+            here: the place of each token, int64 [T].
+            ends: the last `past` places of each sequence, int64 [N, past].
+        """
+        if past not in self._windows:
+            earlier = torch.arange(past, device=self.device)
+            begin = self.cu_seqlens[:-1] + past * torch.arange(self.n_sequences, device=self.device)
+            here = begin[self.sequence] + past + self.position
+            order = torch.empty(self.n_tokens + past * self.n_sequences, dtype=torch.int64, device=self.device)
+            order[here] = torch.arange(self.n_tokens, device=self.device)
+            order[(begin[:, None] + earlier).flatten()] = self.n_tokens + torch.arange(
+                past * self.n_sequences, device=self.device
+            )
+            ends = (begin + self.cu_seqlens.diff())[:, None] + earlier
+            self._windows[past] = order, here, ends
+        return self._windows[past]
 
     @cached_property
     def last(self) -> Tensor:

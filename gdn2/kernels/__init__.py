@@ -9,6 +9,8 @@ serve every mixer. The state is fp32 (fp64 when the inputs are).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ __all__ = ["Implementation", "choose", "delta_rule", "delta_step", "delta_tokens
 
 def delta_rule(
     q: Tensor, k: Tensor, e: Tensor | None, z: Tensor, g: Tensor | None,
-    state: Tensor | None = None, cu_seqlens: Tensor | None = None, *,
+    state: Tensor | None = None, cu_seqlens: Tensor | Sequence[int] | None = None, *,
     diag: Tensor | None = None, rank: int = 1, implementation: Implementation | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Run the recurrence over all rows and return every output and the last states.
@@ -34,7 +36,8 @@ def delta_rule(
         z: value to store, e.g. w * v                                     [B, T, Hv, V], Hv a multiple of H
         g: log-decay, fp32, <= 0; -inf forgets at once; None keeps all    [B, T, H or Hv, K] or [B, T, H or Hv]
         state: S_0; None is the zero state                                [N, Hv, K, V]
-        cu_seqlens: boundaries of N packed sequences, empty ones included, rising from 0 to T (then B is 1)   [N + 1]
+        cu_seqlens: boundaries of N packed sequences, empty ones included, rising from 0 to T (then B is 1); plain
+            integers save waiting for the device                           [N + 1]
         diag: factor on a token's own write in its own output (Mamba-3: lambda_t dt_t / c_t)   [B, T, Hv]
         rank: rows a token; the rows of one token see each other (Mamba-3 MIMO). g is zero on rows 2..R, e is None.
         implementation: "reference", "torch" or "triton"; None chooses from the device.

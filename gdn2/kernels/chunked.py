@@ -14,6 +14,8 @@ Axes: N sequences, T rows, P chunks of all sequences, C rows a chunk, H value he
 
 from __future__ import annotations
 
+import itertools
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -42,7 +44,7 @@ def delta_rule(rows: Rows, state: Tensor) -> tuple[Tensor, Tensor]:
         return rows.z, state
     size = CHANNEL_CHUNK if rows.per_channel else HEAD_CHUNK
     size = max(size - size % rows.rank, rows.rank)
-    chunks = _split(rows, size)
+    chunks = _split(rows.lengths, size, rows.q.device)
     q, k, z, e, g, diag = (_gather(x, chunks.rows) for x in (rows.q, rows.k, rows.z, rows.e, rows.g, rows.diag))
     assert q is not None and k is not None and z is not None
     if g is not None and g.ndim == 4:
@@ -68,15 +70,16 @@ def delta_rule(rows: Rows, state: Tensor) -> tuple[Tensor, Tensor]:
     return flat[place[:-1]], last
 
 
-def _split(rows: Rows, size: int) -> _Chunks:
+@lru_cache(maxsize=16)  # every layer of a pass asks for the same cut
+def _split(lengths: tuple[int, ...], size: int, device: torch.device) -> _Chunks:
     """Cut every sequence into chunks from its own first row."""
-    total = rows.q.shape[0]
-    order = sorted(range(len(rows.lengths)), key=lambda n: -rows.lengths[n])
-    counts = [-(-rows.lengths[n] // size) for n in order]
+    firsts = [0, *itertools.accumulate(lengths)]
+    total = firsts[-1]
+    order = sorted(range(len(lengths)), key=lambda n: -lengths[n])
+    counts = [-(-lengths[n] // size) for n in order]
     active = [sum(count > step for count in counts) for step in range(counts[0] if counts else 0)]
-    device = rows.q.device
-    starts = torch.tensor([rows.starts[n] for n in order], device=device)
-    ends = torch.tensor([rows.starts[n] + rows.lengths[n] for n in order], device=device)
+    starts = torch.tensor([firsts[n] for n in order], device=device)
+    ends = torch.tensor([firsts[n] + lengths[n] for n in order], device=device)
     sequence = torch.cat([torch.arange(n, device=device) for n in active])
     step = torch.repeat_interleave(
         torch.arange(len(active), device=device), torch.tensor(active, device=device), output_size=sum(active)

@@ -5,6 +5,7 @@ Axes: B batch, T rows, N sequences, H key heads, Hv value heads, K key width, V 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -56,7 +57,7 @@ class Rows:
 
 def packed(
     q: Tensor, k: Tensor, e: Tensor | None, z: Tensor, g: Tensor | None,
-    diag: Tensor | None, cu_seqlens: Tensor | None, rank: int,
+    diag: Tensor | None, cu_seqlens: Tensor | Sequence[int] | None, rank: int,
 ) -> Rows:  # fmt: skip
     """Check a call of `delta_rule` and lay its sequences end to end.
 
@@ -90,8 +91,8 @@ def packed(
     return Rows(q_, k_, flat(e), z_, flat(g), flat(diag), lengths, rank)
 
 
-def sequence_lengths(b: int, t: int, cu_seqlens: Tensor | None) -> tuple[int, ...]:
-    """Rows of each sequence: b times t, or what the boundaries say. Waits for the device that holds them."""
+def sequence_lengths(b: int, t: int, cu_seqlens: Tensor | Sequence[int] | None) -> tuple[int, ...]:
+    """Rows of each sequence: b times t, or what the boundaries say. A tensor of them is waited for."""
     if cu_seqlens is None:
         return (t,) * b
     if b != 1:

@@ -27,15 +27,7 @@ def short_conv(
     """
     taps = weight.shape[1]
     past = taps - 1
-    lengths = torch.tensor(ragged.lengths, dtype=torch.int64, device=x.device)
-    # One buffer holds every sequence behind its own window, so that each tap is one shifted read.
-    begin = ragged.cu_seqlens[:-1] + past * torch.arange(ragged.n_sequences, device=x.device)
-    here = ragged.cu_seqlens.new_zeros(0) if not ragged.n_tokens else begin[ragged.sequence] + past + ragged.position
-    slots = (begin[:, None] + torch.arange(past, device=x.device)).flatten()
-    size = ragged.n_tokens + past * ragged.n_sequences
-    order = torch.empty(size, dtype=torch.int64, device=x.device)
-    order[here] = torch.arange(ragged.n_tokens, device=x.device)
-    order[slots] = ragged.n_tokens + torch.arange(past * ragged.n_sequences, device=x.device)
+    order, here, ends = ragged.behind_windows(past)
     history = window.to(x.dtype).transpose(1, 2).reshape(-1, x.shape[1])
     buffer = torch.cat([x, history])[order]
     y = buffer[here] * weight[:, past]
@@ -43,7 +35,6 @@ def short_conv(
         y = y + buffer[here - j] * weight[:, past - j]
     if bias is not None:
         y = y + bias
-    ends = (begin + lengths)[:, None] + torch.arange(past, device=x.device)
     return silu(y) if activate else y, buffer[ends].transpose(1, 2).to(window.dtype)
 
 

@@ -91,7 +91,7 @@ class GatedDeltaNet2(Mixer):
             q, k, v = numerics.silu(q), numerics.silu(k), numerics.silu(v)
         q, k, e, z, g = self._fold(x, q, k, v)
         o, new["memory"] = delta_rule(
-            q[None], k[None], e[None], z[None], g[None], state["memory"], ragged.cu_seqlens,
+            q[None], k[None], e[None], z[None], g[None], state["memory"], ragged.starts,
             implementation=self.implementation,
         )  # fmt: skip
         return self._output(x, o[0]), new
