@@ -1,0 +1,28 @@
+"""Scoring rules that several tasks share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_CONTROL = re.compile(r"[\x00-\x1f]")
+
+
+def postprocess(text: str) -> str:
+    """RULER's cleaning of a generated text: strip, control characters to line breaks, strip."""
+    return _CONTROL.sub("\n", text.strip()).strip()
+
+
+def contains(text: str, reference: str) -> bool:
+    """Whether `reference` occurs in `text`, case ignored."""
+    return reference.lower() in text.lower()
+
+
+def string_match_all(text: str, references: Sequence[str]) -> float:
+    """Fraction of the references that occur in `text` (RULER: niah, vt, cwe, fwe)."""
+    return sum(contains(text, reference) for reference in references) / len(references)
+
+
+def string_match_part(text: str, references: Sequence[str]) -> float:
+    """1 when any reference occurs in `text`, else 0 (RULER: qa)."""
+    return float(any(contains(text, reference) for reference in references))
