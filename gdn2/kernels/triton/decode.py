@@ -51,7 +51,7 @@ def delta_tokens_kernel(
     live = slot >= 0
 
     place = ((slot * HV + hv) * K + rk[:, None]) * V + rv[None, :]
-    tile_mask = in_k[:, None] & in_v[None, :] & live
+    tile_mask = (rk < tl.where(live, K, 0))[:, None] & in_v[None, :]
     s = tl.load(state + place, mask=tile_mask, other=0.0).to(tl.float32)  # [BK, BV]
     for t in range(begin, end, RANK):
         if DECAY == 1:
