@@ -71,6 +71,7 @@ def delta_rule(rows: Rows, state: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=16)  # every layer of a pass asks for the same cut
+@torch.inference_mode(False)  # a cut first made in inference may serve training later
 def _split(lengths: tuple[int, ...], size: int, device: torch.device) -> _Chunks:
     """Cut every sequence into chunks from its own first row."""
     firsts = [0, *itertools.accumulate(lengths)]

@@ -1,0 +1,44 @@
+# Two commands do everything on a machine with Python >= 3.11, git and make:
+#   make demo   install, then measure how well the bundled model remembers
+#   make test   install, then pass the tests
+# A torch that the system's Python already has is used; otherwise TORCH names what pip installs.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint slow gpu clean
+
+demo: $(VENV)/.package
+	$(BIN)/gdn2-eval run --model gdn2-tiny --tasks niah-paper --lengths 256,512,1k,2k --samples 100 --budget 48 --out results
+	$(BIN)/gdn2-eval tables --runs results
+	$(BIN)/gdn2-eval plot --runs results --out results/figures
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 -q
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "slow and not gpu" -q
+
+gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu -q
+
+$(VENV)/.torch: Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed; name one with make PYTHON=..." >&2; exit 1; }
+	@if $(PYTHON) -c 'import torch' 2>/dev/null; \
+	then $(PYTHON) -m venv --system-site-packages $(VENV); \
+	else $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q "$(TORCH)"; fi
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install -q -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	@touch $@ $(VENV)/.package
+
+clean:
+	rm -rf $(VENV) results/figures results/tables results/runs
