@@ -1,8 +1,18 @@
-"""Where there is no GPU, Triton kernels run interpreted. Triton reads the switch when a kernel is defined."""
+"""Where there is no GPU kernels run interpreted (Triton reads the switch when a kernel is defined), always on poison."""
 
 import os
 
+import pytest
 import torch
+
+from tests.gdn2.kernels.memory import poisoned
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def unwritten_memory_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An output a kernel forgot to write shows up as NaN."""
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))

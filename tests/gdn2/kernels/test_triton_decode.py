@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gdn2.errors import UserError
 from gdn2.kernels import delta_step, delta_tokens
+from tests.gdn2.kernels.memory import guarded
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Call = dict[str, Tensor | None]
@@ -53,8 +54,8 @@ def run(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Output and the pool afterwards of one implementation; inputs are left alone."""
     device = DEVICE if name == "triton" else "cpu"
-    x = {n: None if t is None else t.to(device) for n, t in cast(call, dtype).items()}
-    after = state.to(device, torch.float64 if dtype == torch.float64 else state_dtype, copy=True)
+    x = {n: None if t is None else guarded(t.to(device)) for n, t in cast(call, dtype).items()}
+    after = guarded(state.to(device, torch.float64 if dtype == torch.float64 else state_dtype))
     at = None if slots is None else torch.tensor(slots, device=device)
     diag = x.pop("diag")
     assert x["q"] is not None and x["k"] is not None and x["z"] is not None
