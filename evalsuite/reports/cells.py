@@ -1,0 +1,127 @@
+"""Cells: the records of one model on one question set at one length, summed up.
+
+A question set is a task with its version, data, protocol and metric. Scores of different sets are never averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from evalsuite.reports.frame import Records
+from evalsuite.stats import interval
+from gdn2.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MODEL = ["family", "model", "checkpoint", "mixer", "params"]
+QUESTIONS = ["task", "task_version", "protocol", "data", "metric"]
+CELL = [*MODEL, *QUESTIONS, "length"]
+
+FAMILIES = ("recurrent", "hybrid", "transformer", "other")
+MIXERS = ("transformer", "mamba2", "gdn", "kda", "mamba3_siso", "mamba3_mimo", "gdn2")  # the paper's order
+TASKS = {
+    "niah_single_1": "S-NIAH-1",
+    "niah_single_2": "S-NIAH-2",
+    "niah_single_3": "S-NIAH-3",
+    "niah_multikey_1": "MK-NIAH-1",
+    "niah_multikey_2": "MK-NIAH-2",
+    "niah_multikey_3": "MK-NIAH-3",
+    "niah_multivalue": "MV-NIAH",
+    "niah_multiquery": "MQ-NIAH",
+}
+
+
+def task_label(task: str) -> str:
+    """The task's name in the literature, else its own."""
+    return TASKS.get(task, task)
+
+
+def length_label(length: int) -> str:
+    """Tokens for people: 512, 1K, 1.5K, 128K, 1M; empty for a task without lengths."""
+    for unit, size in (("M", 1 << 20), ("K", 1 << 10)):
+        if length >= size and length * 2 % size == 0:
+            return f"{length / size:g}{unit}"
+    return str(length) if length else ""
+
+
+def rank(name: str, order: tuple[str, ...]) -> tuple[int, str]:
+    """Sort key: names of `order` first, as they stand there, then the others by name."""
+    return (order.index(name) if name in order else len(order), name)
+
+
+def current(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Leave out older answers to the same questions, and say how many.
+
+    Where two runs asked one model the same samples under settings that no column shows (a decoding limit, say), only
+    the newer run's records count in that cell.
+    """
+    repeated = frame.duplicated([*CELL, "seed", "sample_id"], keep=False)
+    if not repeated.any():
+        return frame, 0
+    newest_of = frame.groupby([*CELL, "run_id"], observed=True)["created_at"].transform("max")
+    newest = frame.assign(newest=newest_of).groupby(CELL, observed=True)["newest"].transform("max")
+    touched = repeated.groupby([frame[c] for c in CELL], observed=True).transform("any")
+    keep = ~touched | (newest_of == newest)
+    return frame[keep], int((~keep).sum())
+
+
+def summary(records: Records) -> tuple[pd.DataFrame, int]:
+    """One row a cell, and how many older records were left out.
+
+    Columns: those of `CELL`; mean, low, high (scores as recorded, 95 % interval), method, n (samples), asked (samples
+    the runs were to answer, at least n + errors), errors, prompt_min and prompt_mean (tokens), shares (all scores
+    within 0..1).
+    """
+    import pandas as pd
+
+    frame, left_out = current(records.frame)
+    asked = asked_for(records)
+    failed = records.errors.groupby(CELL, observed=True).size().to_dict() if len(records.errors) else {}
+    rows = []
+    for key, group in frame.groupby(CELL, observed=True):
+        named, errors = dict(zip(CELL, key, strict=True)), int(failed.pop(key, 0))
+        rows.append(named | _measure(group, errors, _planned(named, group["run_id"].unique(), asked)))
+    # Cells in which every sample failed are cells too.
+    empty = {"mean": None, "low": None, "high": None, "method": "", "n": 0, "prompt_min": None, "prompt_mean": None}
+    for key, errors in failed.items():
+        rows.append(dict(zip(CELL, key, strict=True)) | empty | {"asked": errors, "errors": errors, "shares": True})
+    floats = ["mean", "low", "high", "prompt_min", "prompt_mean"]
+    return pd.DataFrame(rows).astype(dict.fromkeys(floats, "float64")) if rows else pd.DataFrame(), left_out
+
+
+def asked_for(records: Records) -> dict[tuple[object, ...], int]:
+    """Samples each run was to answer, by run id, task, task version, protocol, data and length."""
+    asked: dict[tuple[object, ...], int] = {}
+    for run_id, run in records.runs.items():
+        try:
+            for cell in (cell for invocation in run["invocations"] for cell in invocation["resolved"]):
+                key = (run_id, *(cell[name] for name in QUESTIONS[:-1]), cell["length"] or 0)
+                asked[key] = max(cell["samples"], asked.get(key, 0))
+        except (KeyError, TypeError) as error:
+            raise DataError(f"run.json of {run_id} does not say what was asked ({error!r:.80})") from None
+    return asked
+
+
+def _planned(cell: dict[str, Any], run_ids: Iterable[str], asked: dict[tuple[object, ...], int]) -> int:
+    questions = (*(cell[name] for name in QUESTIONS[:-1]), cell["length"])
+    return sum(asked.get((run_id, *questions), 0) for run_id in run_ids)
+
+
+def _measure(group: pd.DataFrame, errors: int, planned: int) -> dict[str, Any]:
+    samples = group.groupby(["seed", "sample_id"], observed=True, sort=False).ngroup().to_numpy()
+    distinct = len(samples) == len(set(samples.tolist()))
+    found = interval(group["score"].to_numpy(), None if distinct else samples)
+    return {
+        "mean": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "method": found.method,
+        "n": found.n,
+        "asked": max(planned, found.n + errors),
+        "errors": errors,
+        "prompt_min": float(group["prompt_tokens"].min()),
+        "prompt_mean": float(group["prompt_tokens"].mean()),
+        "shares": bool(group["score"].between(0, 1).all()),
+    }

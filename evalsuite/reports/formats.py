@@ -1,0 +1,323 @@
+"""A table as terminal text, Markdown, LaTeX or CSV. Nothing here prints; every name goes through `escape`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from evalsuite.names import quoted
+from evalsuite.reports import escape
+from evalsuite.reports.tables import Cell, Column, Note, Row, Table, column_label, variant_label
+from gdn2.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table as Grid
+
+Format = Literal["markdown", "latex", "csv"]
+SUFFIXES: dict[str, Format] = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
+MARK = "†"
+
+
+def format_of(path: Path) -> Format:
+    """The format a file name asks for. Raises UserError for another suffix."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"table file {quoted(path)} must end in {', '.join(SUFFIXES)}")
+    return SUFFIXES[path.suffix.lower()]
+
+
+def render(table: Table, form: Format) -> str:
+    """The table as text of the given format, ending in a newline."""
+    return {"markdown": markdown, "latex": latex, "csv": to_csv}[form](table)
+
+
+def check(table: Table, path: Path) -> None:
+    """Raise DataError naming the first line in which the file at `path` differs from what the records give."""
+    try:
+        found = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    wanted = render(table, format_of(path)).splitlines()
+    if found == wanted:
+        return
+    pairs = zip(found, wanted, strict=False)
+    first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(found), len(wanted)))
+    raise DataError(f"{path} is not what the records give: line {first + 1} differs; write it again without --check")
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _mean(cell: Cell) -> str:
+    return (_number(cell.value) if cell.value is not None else "–") + (MARK if cell.partial else "")
+
+
+def _figure(cell: Cell | None) -> str:
+    """A published figure."""
+    return _number(cell.value) if cell and cell.value is not None else ""
+
+
+def _bounds(cell: Cell) -> str:
+    return "" if math.isnan(cell.low) else f"{_number(cell.low)}–{_number(cell.high)}"
+
+
+def _count(cell: Cell, n: int | None) -> str:
+    """Samples of the cell, where the caption does not say them for all."""
+    if cell.partial:
+        return f"n={cell.n}/{cell.asked}"
+    return "" if n is not None else f"n={cell.n}"
+
+
+def _prompt(column: int, rows: Sequence[Row]) -> str:
+    """Smallest and mean prompt of a measured column over its models, in tokens."""
+    cells = [cell for row in rows if (cell := row.cells[column]) and not math.isnan(cell.prompt_mean)]
+    if not cells:
+        return ""
+    mean = sum(c.prompt_mean * c.n for c in cells) / sum(c.n for c in cells)
+    return f"{min(c.prompt_min for c in cells):.0f} / {mean:.0f}"
+
+
+def _params(row: Row) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if row.params >= size:
+            return f"{row.params / size:.3g}{unit}"
+    return str(row.params) if row.params else ""
+
+
+def _families(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.family for row in rows))
+
+
+def _note(note: Note, escaped: Callable[[str], str]) -> str:
+    return f"{note.text}: {', '.join(map(escaped, note.values))}." if note.values else note.text
+
+
+def _dagger(text: str) -> str:
+    """Our own words for LaTeX, the mark of a partial cell included."""
+    return r"$^\dagger$".join(map(escape.latex, text.split(MARK)))
+
+
+def _shown(table: Table, places: Sequence[int]) -> list[Row]:
+    """Rows with a figure at `places`; models of ours do not show for the sake of a published one alone."""
+    measured = [i for i in places if table.columns[i].source == "measured"] or places
+    return [row for row in table.rows if any(row.cells[i] for i in (measured if row.checkpoint else places))]
+
+
+def terminal(table: Table, width: int = 100) -> str:
+    """One table a task for a terminal of `width` columns: measured lengths on the left, published ones on the right.
+
+    Where both do not fit side by side the published ones follow in a table of their own. No colours, no control codes.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    out = io.StringIO()
+    console = Console(file=out, width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    console.print(Text(table.title + _samples(table)))
+    for task, variant in table.groups():
+        ours, theirs = (table.places(task, variant, source) for source in ("measured", "published"))
+        whole = _grid(table, ours, theirs)
+        if not theirs or console.measure(whole, options=console.options.update(max_width=1000)).maximum <= width:
+            console.print(whole)
+        else:
+            console.print(_grid(table, ours, []))
+            console.print(_grid(table, [], theirs))
+    for note in table.notes:
+        console.print(Text(_note(note, escape.terminal)))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _samples(table: Table) -> str:
+    return f" (n = {table.n} samples a cell)" if table.n is not None else ""
+
+
+def _grid(table: Table, ours: list[int], theirs: list[int]) -> Grid:
+    from rich import box
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    rows = _shown(table, [*ours, *theirs])
+    title = escape.terminal(variant_label(table.columns[(ours + theirs)[0]])) + ("" if ours else ", published")
+    grid = Grid(box=box.SIMPLE_HEAD, title=Text(title), title_justify="left", pad_edge=False)
+    grid.add_column("model")
+    for i in ours:
+        grid.add_column(column_label(table.columns[i]), justify="right", no_wrap=True)
+    for i in theirs:
+        grid.add_column(f"paper {column_label(table.columns[i])}", justify="right", width=5)
+    for family in _families(rows):
+        grid.add_row(Text(escape.terminal(family)))
+        for row in (r for r in rows if r.family == family):
+            name = Text(f"{escape.terminal(row.name)}\n  {_params(row)}".rstrip())
+            cells = [Text(_terminal_cell(row.cells[i], table.n)) for i in ours]
+            grid.add_row(name, *cells, *(Text(_figure(row.cells[i])) for i in theirs))
+    if ours:
+        prompts = [Text(_prompt(i, rows).replace(" / ", "\n")) for i in ours]
+        grid.add_row(Text("prompt tokens, min\nprompt tokens, mean"), *prompts)
+    return grid
+
+
+def _terminal_cell(cell: Cell | None, n: int | None) -> str:
+    return "\n".join(filter(None, [_mean(cell), _bounds(cell), _count(cell, n)])) if cell else ""
+
+
+def markdown(table: Table) -> str:
+    """One table a task, measured lengths on the left, published ones on the right."""
+    lines = [f"**{table.title}**{_samples(table)}", ""]
+    for task, variant in table.groups():
+        ours, theirs = (table.places(task, variant, source) for source in ("measured", "published"))
+        rows = _shown(table, [*ours, *theirs])
+        name, *rest = variant_label(table.columns[ours[0]]).split(" (", 1)
+        lines += [f"**{_task_name(name)}**" + (f" {escape.markdown('(' + rest[0])}" if rest else ""), ""]
+        heads = [column_label(table.columns[i]) for i in ours]
+        heads += [f"published {column_label(table.columns[i])}" for i in theirs]
+        lines += ["| model | family | size | " + " | ".join(heads) + " |"]
+        lines += ["| --- | --- | --- |" + " ---: |" * len(heads)]
+        for row in rows:
+            cells = [_markdown_cell(row.cells[i], table.n) for i in ours]
+            cells += [_figure(row.cells[i]) for i in theirs]
+            label = escape.markdown(row.name)
+            lines.append(f"| {label} | {row.family} | {_params(row)} | " + " | ".join(cells) + " |")
+        prompts = [_prompt(i, rows) for i in ours] + [""] * len(theirs)
+        lines += ["| prompt tokens, min / mean | | | " + " | ".join(prompts) + " |", ""]
+    lines += [f"- {_note(note, escape.markdown)}" for note in table.notes]
+    return "\n".join(lines) + "\n"
+
+
+def _task_name(name: str) -> str:
+    """A plain name as it stands, any other in a code span."""
+    return name if name.replace("-", "").isalnum() and name.isascii() else escape.markdown(name)
+
+
+def _markdown_cell(cell: Cell | None, n: int | None) -> str:
+    if cell is None:
+        return ""
+    bounds = _bounds(cell)
+    return " ".join(filter(None, [_mean(cell), f"[{bounds}]" if bounds else "", _count(cell, n)]))
+
+
+def latex(table: Table) -> str:
+    """Table 3's layout as a floating table for booktabs and graphicx; published figures in a second tabular below."""
+    ours = [i for i, c in enumerate(table.columns) if c.source == "measured"]
+    theirs = [i for i, c in enumerate(table.columns) if c.source == "published"]
+    count = f" ($n = {table.n}$ samples a cell)" if table.n is not None else ""
+    notes = " ".join(_note(Note(_dagger(note.text), note.values), escape.latex) for note in table.notes)
+    lines = ["% needs \\usepackage{booktabs,graphicx}", r"\begin{table}", r"\centering"]
+    lines += [f"\\caption{{{escape.latex(table.title)}{count}. Sub- and superscripts: ends of the interval. {notes}}}"]
+    lines += _tabular(table, ours, "Measured")
+    if theirs:
+        lines += [r"\par\medskip", *_tabular(table, theirs, "Published")]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def _tabular(table: Table, places: list[int], title: str) -> list[str]:
+    rows = _shown(table, places)
+    groups: list[tuple[str, int]] = []
+    for i in places:
+        label = escape.latex(variant_label(table.columns[i]))
+        if groups and groups[-1][0] == label:
+            groups[-1] = (label, groups[-1][1] + 1)
+        else:
+            groups.append((label, 1))
+    lines = [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
+    lines += [f"\\setlength{{\\tabcolsep}}{{3pt}}\\begin{{tabular}}{{l{'r' * len(places)}}}", r"\toprule"]
+    lines += [title + "".join(f" & \\multicolumn{{{width}}}{{c}}{{{label}}}" for label, width in groups) + r" \\"]
+    at = 2
+    for _, width in groups:
+        lines.append(f"\\cmidrule(lr){{{at}-{at + width - 1}}}")
+        at += width
+    lines += ["Model" + "".join(f" & {column_label(table.columns[i])}" for i in places) + r" \\", r"\midrule"]
+    for family in _families(rows):
+        lines.append(f"\\multicolumn{{{len(places) + 1}}}{{l}}{{\\textit{{{escape.latex(family)}}}}} \\\\")
+        for row in (r for r in rows if r.family == family):
+            lines += _latex_row(table, row, places)
+    if table.columns[places[0]].source == "measured":
+        lines.append(r"\midrule")
+        prompts = [_prompt(i, rows).partition(" / ") for i in places]
+        for part, label in ((0, "prompt tokens, min"), (2, "prompt tokens, mean")):
+            figures = "".join(f" & {{\\scriptsize {prompt[part]}}}" for prompt in prompts)
+            lines.append(f"{{\\scriptsize {label}}}{figures} \\\\")
+    return [*lines, r"\bottomrule", r"\end{tabular}}"]
+
+
+def _latex_row(table: Table, row: Row, places: list[int]) -> list[str]:
+    measured = table.columns[places[0]].source == "measured"
+    name = row.name if measured or not row.checkpoint else row.mixer
+    cells = [row.cells[i] for i in places]
+    lines = [" & ".join([escape.latex(name), *map(_latex_cell, cells)]) + r" \\"]
+    counts = [_count(cell, table.n) if cell and measured else "" for cell in cells]
+    if any(counts):
+        lines.append("".join(f" & {{\\scriptsize {count}}}" if count else " &" for count in counts) + r" \\")
+    return lines
+
+
+def _latex_cell(cell: Cell | None) -> str:
+    """The mean, with the ends of its interval as superscript and subscript."""
+    if cell is None:
+        return ""
+    mean = "--" if cell.value is None else _number(cell.value)
+    bounds = "" if math.isnan(cell.low) else f"$_{{{_number(cell.low)}}}^{{{_number(cell.high)}}}$"
+    return mean + (r"$^\dagger$" if cell.partial else "") + bounds
+
+
+CSV_COLUMNS = (
+    "family",
+    "model",
+    "mixer",
+    "params",
+    "checkpoint",
+    "task",
+    "length",
+    "variant",
+    "measured_percent",
+    "low",
+    "high",
+    "n",
+    "asked",
+    "errors",
+    "prompt_tokens_min",
+    "prompt_tokens_mean",
+    "published_percent",
+)
+
+
+def to_csv(table: Table) -> str:
+    """One line for each model, task and length; measured and published figures in columns of their own."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for row in table.rows:
+        for task, length, variant in _csv_places(table):
+            ours = _at(table, row, Column(task, length, "measured", variant))
+            theirs = _at(table, row, Column(task, length, "published"))
+            if ours or theirs:
+                told = "; ".join(f"{name} {value}" for name, value in variant)
+                named = [row.family, row.name, row.mixer, row.params or "", row.checkpoint, task, length or "", told]
+                figures = _csv_figures(ours) + [theirs.value if theirs else None]
+                writer.writerow([escape.csv(c) if isinstance(c, str) else c for c in named + figures])
+    return out.getvalue()
+
+
+def _csv_places(table: Table) -> list[tuple[str, int, tuple[tuple[str, str], ...]]]:
+    """Every place of a figure: published lengths that were not measured stand with the task's first question set."""
+    first = dict(reversed(table.groups()))
+    found = [(c.task, c.length, c.variant if c.source == "measured" else first[c.task]) for c in table.columns]
+    groups = table.groups()
+    return sorted(dict.fromkeys(found), key=lambda place: (groups.index((place[0], place[2])), place[1]))
+
+
+def _at(table: Table, row: Row, column: Column) -> Cell | None:
+    return row.cells[table.columns.index(column)] if column in table.columns else None
+
+
+def _csv_figures(cell: Cell | None) -> list[object]:
+    if cell is None:
+        return [None] * 8
+    value = None if cell.value is None else round(cell.value, 3)
+    low, high, shortest, mean = (
+        None if math.isnan(x) else round(x, 3) for x in (cell.low, cell.high, cell.prompt_min, cell.prompt_mean)
+    )
+    return [value, low, high, cell.n, cell.asked, cell.errors, shortest, mean]
