@@ -30,6 +30,10 @@ def choose(device: torch.device, wish: Implementation | None = None) -> Implemen
 
 def rule(name: Implementation) -> Rule:
     """The `delta_rule` of one implementation."""
+    if name == "triton":
+        from gdn2.kernels.triton import function
+
+        return lambda rows, state, dtype: function.delta_rule(rows, state)
     run = {"reference": reference.delta_rule, "torch": chunked.delta_rule}[name]
     return lambda rows, state, dtype: run(rows.repeated(dtype), state)
 

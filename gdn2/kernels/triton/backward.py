@@ -1,0 +1,252 @@
+"""Backward of the delta rule on the GPU, after the forward kernels have been run again for A, Aqk, S and R.
+
+`reverse_kernel`, one program a (segment, value head, tile of V), the state's gradient in registers:
+
+    dR = Aqk^T dO + (tail K) dS      dZ = A^T dR      dS <- gamma_C dS + (gamma Q)^T dO - (gamma E)^T dZ
+
+`pairs_kernel`, one program a (chunk, value head): dAqk = lower dO R^T and dT = -strictly lower dZ R^T. The latter is
+the paper's -A^T dA A^T (Eq. 28), since R = A X and dA = dR X^T: neither A nor X is needed.
+
+`inputs_kernel`, one program a (chunk, value head, tile of K): gradients of q, k, e and g from dO S^T, dZ S^T, R dS^T
+and the pairs, with the decays of the forward pass, exact on every pair.
+
+Axes as in `forward`.
+"""
+
+import triton
+import triton.language as tl
+
+from gdn2.kernels.triton.forward import (
+    CHANNEL,
+    HEAD,
+    LOG2E,
+    between,
+    from_start,
+    half_decay,
+    halves,
+    load_gate,
+    load_rows,
+    load_state,
+    product,
+    same_token,
+    square,
+    store_rows,
+    store_state,
+    to_end,
+)
+
+
+@triton.jit
+def reverse_kernel(
+    q, k, e, decay, tails, scores, solved, do, dfinal,  # inputs
+    dz, dstates, dinitial,  # outputs
+    segment_row, segment_end, segment_chunk,
+    HQ: tl.constexpr, HK: tl.constexpr, HE: tl.constexpr, HS: tl.constexpr, HV: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, STEP: tl.constexpr,
+    DECAY: tl.constexpr, ERASE: tl.constexpr, STORE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Carry the gradient of the state back over one segment. STORE writes dz and the gradient after each chunk."""
+    tiles: tl.constexpr = (V + BV - 1) // BV
+    segment = tl.program_id(0) // (HV * tiles)
+    head = tl.program_id(0) // tiles % HV
+    v0 = tl.program_id(0) % tiles * BV
+    row0 = tl.load(segment_row + segment)
+    end = tl.load(segment_end + segment)
+    chunk = tl.load(segment_chunk + segment)
+    hs = head // (HV // HS)
+    index = segment * HV + head
+    ds = load_state(dfinal, index, 0, v0, K, V, BK, BV)
+    n = tl.cdiv(end - row0, STEP)
+    for j in range(0, n):
+        i = n - 1 - j
+        at = row0 + i * STEP
+        rows = tl.minimum(end - at, STEP)
+        k_ = load_rows(k, at, rows, head // (HV // HK), HK, K, 0, C, BK)
+        q_ = load_rows(q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK)
+        do_ = load_rows(do, at, rows, head, HV, V, v0, C, BV)
+        if STORE:
+            store_state(dstates, ds, (chunk + i) * HV + head, v0, K, V, BK, BV)
+        dr = product(k_, ds.to(k_.dtype), PRECISION)
+        if DECAY == HEAD:
+            of = ((chunk + i).to(tl.int64) * HS + hs) * C + tl.arange(0, C)
+            gamma = tl.load(decay + of)[:, None]
+            dr = dr * tl.load(tails + of)[:, None]
+            ds = ds * tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * C + C - 1)
+        if DECAY == CHANNEL:
+            ki = tl.arange(0, BK)
+            whole = tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * K + ki, mask=ki < K, other=0.0)
+            ds = ds * whole[:, None]
+        dr += product(tl.trans(tl.load(square(scores, chunk + i, hs, HS, C))), do_, PRECISION)
+        scaled = (do_ * gamma).to(do_.dtype) if DECAY == HEAD else do_
+        ds += product(tl.trans(q_), scaled, PRECISION)
+        if ERASE:
+            a = tl.trans(tl.load(square(solved, chunk + i, hs, HS, C)))
+            dr = product(a, dr.to(k_.dtype), PRECISION)
+            e_ = load_rows(e, at, rows, head // (HV // HE), HE, K, 0, C, BK)
+            scaled = (dr * gamma if DECAY == HEAD else dr).to(k_.dtype)
+            ds -= product(tl.trans(e_), scaled, PRECISION)
+        if STORE:
+            store_rows(dz, dr, at, rows, head, HV, V, v0, C, BV)
+    store_state(dinitial, ds, index, v0, K, V, BK, BV)
+
+
+@triton.jit
+def pairs_kernel(
+    q, k, g, diag, do, dz, written,  # inputs
+    daqk, dt, ddiag,  # outputs
+    chunk_row, chunk_rows,
+    H: tl.constexpr, HG: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr, DECAY: tl.constexpr,
+    ERASE: tl.constexpr, DIAG: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the scores and of T [P, Hv, C, C], with the decay of the pair folded in when it is per head."""
+    chunk = tl.program_id(0) // HV
+    head = tl.program_id(0) % HV
+    row0 = tl.load(chunk_row + chunk)
+    rows = tl.load(chunk_rows + chunk)
+    da = tl.zeros([C, C], dtype=tl.float32)
+    d = tl.zeros([C, C], dtype=tl.float32)
+    for v0 in range(0, V, BV):
+        r_ = tl.trans(load_rows(written, row0, rows, head, HV, V, v0, C, BV))
+        da += product(load_rows(do, row0, rows, head, HV, V, v0, C, BV), r_, PRECISION)
+        if ERASE:
+            d -= product(load_rows(dz, row0, rows, head, HV, V, v0, C, BV), r_, PRECISION)
+    r = tl.arange(0, C)
+    token = same_token(C, RANK)
+    earlier = (r[:, None] > r[None, :]) & (token == 0)
+    if DIAG:
+        own = tl.zeros([C, C], dtype=tl.float32)
+        for col0 in range(0, K, BK):
+            q_ = load_rows(q, row0, rows, head // (HV // H), H, K, col0, C, BK)
+            own += product(q_, tl.trans(load_rows(k, row0, rows, head // (HV // H), H, K, col0, C, BK)), PRECISION)
+        at = (row0 + r).to(tl.int64) * HV + head
+        tl.store(ddiag + at, tl.sum(tl.where(token, own * da, 0.0), 0), mask=r < rows)
+        da = tl.where(token, da * tl.load(diag + at, mask=r < rows, other=0.0)[None, :], da)
+    if DECAY == HEAD:
+        pair_decay = between(load_gate(g, row0, rows, head // (HV // HG), HG, C), C)
+        da = tl.where(earlier, da * pair_decay, da)
+        d = d * pair_decay
+    da = tl.where(earlier | token, da, 0.0)
+    tl.store(square(daqk, chunk, head, HV, C), da.to(daqk.dtype.element_ty))
+    if ERASE:
+        tl.store(square(dt, chunk, head, HV, C), tl.where(earlier, d, 0.0).to(dt.dtype.element_ty))
+
+
+@triton.jit
+def through_state(
+    do, dz, written, states, dstates, row0, rows, chunk, head, col0,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, B: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    ERASE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dO S^T, -dZ S^T and R dS^T [C, B], and the rows' sums of S * dS [B], for one tile of K."""
+    dq = tl.zeros([C, B], dtype=tl.float32)
+    de = tl.zeros([C, B], dtype=tl.float32)
+    dk = tl.zeros([C, B], dtype=tl.float32)
+    dwhole = tl.zeros([B], dtype=tl.float32)
+    for v0 in range(0, V, BV):
+        s = load_state(states, chunk * HV + head, col0, v0, K, V, B, BV)
+        ds = load_state(dstates, chunk * HV + head, col0, v0, K, V, B, BV)
+        dwhole += tl.sum(s.to(tl.float32) * ds.to(tl.float32), 1)
+        dq += product(load_rows(do, row0, rows, head, HV, V, v0, C, BV), tl.trans(s), PRECISION)
+        if ERASE:
+            de -= product(load_rows(dz, row0, rows, head, HV, V, v0, C, BV), tl.trans(s), PRECISION)
+        dk += product(load_rows(written, row0, rows, head, HV, V, v0, C, BV), tl.trans(ds), PRECISION)
+    return dq, de, dk, dwhole
+
+
+@triton.jit
+def inputs_kernel(
+    q, k, e, g, do, dz, written, states, dstates, daqk, dt,  # inputs
+    dq, dk, de, dg,  # outputs [T, Hv, K]; dg per head: [tiles of K, T, Hv]
+    chunk_row, chunk_rows, total,
+    H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    B: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr, DECAY: tl.constexpr,
+    ERASE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the inputs on the key side for one (chunk, value head, tile of K).
+
+    Every use of a decay is weighted by its own gradient, so dg is a sum over the rows on the far side of each gate:
+    reads and erasures after it count up, writes after it count down, and what reaches the chunk's end counts once.
+    """
+    tiles: tl.constexpr = (K + B - 1) // B
+    chunk = tl.program_id(0) // (HV * tiles)
+    head = tl.program_id(0) // tiles % HV
+    tile = tl.program_id(0) % tiles
+    col0 = tile * B
+    row0 = tl.load(chunk_row + chunk)
+    rows = tl.load(chunk_rows + chunk)
+    dq_, de_, dk_, dwhole = through_state(
+        do, dz, written, states, dstates, row0, rows, chunk, head, col0, HV, K, V, B, BV, C, ERASE, PRECISION
+    )
+    q_ = load_rows(q, row0, rows, head // (HV // H), H, K, col0, C, B)
+    k_ = load_rows(k, row0, rows, head // (HV // H), H, K, col0, C, B)
+    e_ = load_rows(e, row0, rows, head // (HV // HE), HE, K, col0, C, B) if ERASE else q_
+    da = tl.load(square(daqk, chunk, head, HV, C))
+    d = tl.load(square(dt, chunk, head, HV, C)) if ERASE else da
+    last = tl.arange(0, C) == C - 1
+    hg = head // (HV // HG)
+    if DECAY == CHANNEL:
+        g_ = LOG2E * load_rows(g, row0, rows, hg, HG, K, col0, C, B)
+        g_next = LOG2E * load_rows(g, row0, rows, hg, HG, K, col0, C, B, 1)
+        gamma = tl.exp2(from_start(g_))
+        tail = tl.exp2(to_end(g_next, C))
+        dwhole *= tl.sum(tl.where(last[:, None], gamma, 0.0), 0)
+    if DECAY == HEAD:
+        g_ = load_gate(g, row0, rows, hg, HG, C)
+        gamma = tl.exp2(from_start(g_))[:, None]
+        tail = tl.exp2(to_end(load_gate(g, row0, rows, hg, HG, C, 1), C))[:, None]
+        dwhole *= tl.sum(tl.where(last, tl.exp2(from_start(g_)), 0.0), 0)
+    if DECAY:
+        dq_ *= gamma
+        de_ *= gamma
+        dk_ *= tail
+    if DECAY == CHANNEL:
+        token = same_token(C, RANK)
+        own = tl.where(token, da, 0.0).to(da.dtype)
+        up = q_ * dq_ + e_ * de_ if ERASE else q_ * dq_
+        kept = k_ * dk_
+        dq_near = tl.zeros([C, B], dtype=tl.float32)
+        de_near = tl.zeros([C, B], dtype=tl.float32)
+        dk_near = tl.zeros([C, B], dtype=tl.float32)
+        for level in tl.static_range(6):
+            f = half_decay(g_, g_next, 1 << level, C, B)
+            pairs = halves(1 << level, C) & (token == 0)
+            a = tl.where(pairs, da, 0.0).to(da.dtype)
+            kf = (k_ * f).to(k_.dtype)
+            dq_near += f * product(a, kf, PRECISION)
+            dk_near += f * product(tl.trans(a), (q_ * f).to(q_.dtype), PRECISION)
+            if ERASE:
+                a = tl.where(pairs, d, 0.0).to(d.dtype)
+                de_near += f * product(a, kf, PRECISION)
+                dk_near += f * product(tl.trans(a), (e_ * f).to(e_.dtype), PRECISION)
+        up += q_ * dq_near + e_ * de_near - k_ * dk_near if ERASE else q_ * dq_near - k_ * dk_near
+        dq_ += dq_near + product(own, k_, PRECISION)
+        de_ += de_near
+        dk_ += dk_near + product(tl.trans(own), q_, PRECISION)
+    else:
+        kept = k_ * dk_
+        dk_near = product(tl.trans(da), q_, PRECISION)
+        dq_near = product(da, k_, PRECISION)
+        up = q_ * (dq_ + dq_near) - k_ * dk_near
+        dq_ += dq_near
+        if ERASE:
+            de_ += product(d, k_, PRECISION)
+            dk_near = product(tl.trans(d), e_, PRECISION)
+            dk_ += dk_near
+            up += e_ * de_ - k_ * dk_near
+        dk_ += product(tl.trans(da), q_, PRECISION)
+    store_rows(dq, dq_, row0, rows, head, HV, K, col0, C, B)
+    store_rows(dk, dk_, row0, rows, head, HV, K, col0, C, B)
+    if ERASE:
+        store_rows(de, de_, row0, rows, head, HV, K, col0, C, B)
+    # A gate of row t lies before the reads of rows r >= t, and inside the tails of rows s < t.
+    if DECAY == CHANNEL:
+        slope = tl.cumsum(up, 0, reverse=True) + tl.cumsum(kept, 0) - kept + dwhole[None, :]
+        store_rows(dg, slope, row0, rows, head, HV, K, col0, C, B)
+    if DECAY == HEAD:
+        up_ = tl.sum(up, 1)
+        kept_ = tl.sum(kept, 1)
+        slope = tl.cumsum(up_, 0, reverse=True) + tl.cumsum(kept_, 0) - kept_ + tl.sum(dwhole, 0)
+        r = tl.arange(0, C)
+        at = (tile.to(tl.int64) * total + row0 + r) * HV + head
+        tl.store(dg + at, slope, mask=r < rows)

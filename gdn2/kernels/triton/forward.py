@@ -1,0 +1,316 @@
+"""Forward of the delta rule on the GPU, in two kernels.
+
+`scores_kernel`, one program a (chunk, head), everything that does not depend on the state:
+
+    Aqk = visible part of q_r . (decay(s -> r) * k_s)      T = earlier part of e_r . (decay(s -> r) * k_s)
+    A   = (I + T)^-1                                       and, with per-channel decay, gamma * q, gamma * e, tail * k
+
+`carry_kernel`, one program a (segment, value head, tile of V), the state in registers (arXiv 2605.22791, Eq. 23-25, 35):
+
+    R = A (Z - (gamma * E) S)     O = (gamma * Q) S + Aqk R     S <- gamma_C * S + (tail * K)^T R
+
+Decays are exact at any strength: a pair (s, r) is anchored at the middle of the smallest aligned block of 2, 4, ..., 64
+rows that holds both, so its decay is a product of two sums of log-decays that are each <= 0 and never a difference.
+
+Axes: T rows of all sequences, P chunks, C rows a chunk, H key heads, Hv value heads, Hs heads of the scores, K, V widths.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+NONE = tl.constexpr(0)
+HEAD = tl.constexpr(1)
+CHANNEL = tl.constexpr(2)
+
+
+@triton.jit
+def load_rows(base, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr, SHIFT: tl.constexpr = 0):
+    """Tile [C, B] of x [T, heads, width]: rows row0 + SHIFT ..., zero past the chunk's rows and past the width."""
+    r = tl.arange(0, C) + SHIFT
+    col = col0 + tl.arange(0, B)
+    at = (row0 + r).to(tl.int64)[:, None] * (heads * width) + head * width + col[None, :]
+    return tl.load(base + at, mask=(r < rows)[:, None] & (col < width)[None, :], other=0.0)
+
+
+@triton.jit
+def store_rows(base, x, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
+    """The reverse of `load_rows`, cast to the pointer's type."""
+    r = tl.arange(0, C)
+    col = col0 + tl.arange(0, B)
+    at = (row0 + r).to(tl.int64)[:, None] * (heads * width) + head * width + col[None, :]
+    tl.store(base + at, x.to(base.dtype.element_ty), mask=(r < rows)[:, None] & (col < width)[None, :])
+
+
+@triton.jit
+def load_gate(g, row0, rows, head, heads, C: tl.constexpr, SHIFT: tl.constexpr = 0):
+    """Per-head log2-decays [C] of g [T, heads], zero past the chunk's rows."""
+    r = tl.arange(0, C) + SHIFT
+    return LOG2E * tl.load(g + (row0 + r).to(tl.int64) * heads + head, mask=r < rows, other=0.0)
+
+
+@triton.jit
+def square(base, chunk, head, heads, C: tl.constexpr):
+    """Pointers to the [C, C] tile of x [P, heads, C, C]."""
+    i = tl.arange(0, C)
+    return base + (chunk.to(tl.int64) * heads + head) * (C * C) + i[:, None] * C + i[None, :]
+
+
+@triton.jit
+def product(a, b, PRECISION: tl.constexpr):
+    """fp32 product of two tiles; PRECISION matters for fp32 operands only."""
+    return tl.dot(a, b, input_precision=PRECISION, out_dtype=tl.float32)
+
+
+@triton.jit
+def from_start(g):
+    """Sum of log-decays from the chunk's start through each row, over axis 0."""
+    return tl.cumsum(g, 0)
+
+
+@triton.jit
+def to_end(g_next, C: tl.constexpr):
+    """Sum of log-decays after each row to the chunk's end; `g_next` holds the following row's. Over axis 0."""
+    last = tl.arange(0, C) == C - 1
+    if len(g_next.shape) == 2:
+        return tl.cumsum(tl.where(last[:, None], 0.0, g_next), 0, reverse=True)
+    return tl.cumsum(tl.where(last, 0.0, g_next), 0, reverse=True)
+
+
+@triton.jit
+def half_decay(g, g_next, HALF: tl.constexpr, C: tl.constexpr, B: tl.constexpr):
+    """Decay between each row and the middle of its aligned block of 2 HALF rows [C, B].
+
+    Rows of the second half: from the middle through the row. Rows of the first half: after the row up to the middle.
+    """
+    row = tl.arange(0, C)
+    second = (row // HALF % 2 == 1)[:, None]
+    if HALF == 1:
+        return tl.exp2(tl.where(second, g, 0.0))
+    inside = tl.where((row % HALF == HALF - 1)[:, None], 0.0, g_next)
+    down = tl.reshape(tl.cumsum(tl.reshape(g, [C // HALF, HALF, B]), 1), [C, B])
+    up = tl.reshape(tl.cumsum(tl.reshape(inside, [C // HALF, HALF, B]), 1, reverse=True), [C, B])
+    return tl.exp2(tl.where(second, down, up))
+
+
+@triton.jit
+def halves(HALF: tl.constexpr, C: tl.constexpr):
+    """Mask [C, C] of the pairs (r, s) with r in the second and s in the first half of one block of 2 HALF rows."""
+    r = tl.arange(0, C)[:, None]
+    s = tl.arange(0, C)[None, :]
+    return (r // (2 * HALF) == s // (2 * HALF)) & (r // HALF > s // HALF)
+
+
+@triton.jit
+def same_token(C: tl.constexpr, RANK: tl.constexpr):
+    """Mask [C, C] of the pairs of rows of one token."""
+    r = tl.arange(0, C)
+    return (r // RANK)[:, None] == (r // RANK)[None, :]
+
+
+@triton.jit
+def between(g, C: tl.constexpr):
+    """Decay exp2(sum of g over (s, r]) for r > s, and 1 elsewhere [C, C]."""
+    r = tl.arange(0, C)
+    return tl.exp2(tl.cumsum(tl.where(r[:, None] > r[None, :], g[:, None], 0.0), 0))
+
+
+@triton.jit
+def invert(t, C: tl.constexpr, PRECISION: tl.constexpr):
+    """(I + t)^-1 for strictly lower t [C, C], Eq. 21: the inverses of two halves and the block below give the whole.
+
+    Only inverses of diagonal blocks are multiplied, never powers of t, which grow for equal keys and erase up to 2.
+    """
+    r = tl.arange(0, C)
+    inverse = tl.where(r[:, None] == r[None, :], 1.0, 0.0) - tl.where(halves(1, C), t, 0.0)
+    for level in tl.static_range(1, 6):
+        below = tl.where(halves(1 << level, C), t, 0.0)
+        inverse -= product(inverse, product(below, inverse, PRECISION), PRECISION)
+    return inverse
+
+
+@triton.jit
+def scores_kernel(
+    q, k, e, g, diag,  # inputs
+    qg, eg, kt, decay, tails, scores, solved,  # outputs
+    chunk_row, chunk_rows,
+    H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HS: tl.constexpr, K: tl.constexpr,
+    B: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr, DECAY: tl.constexpr,
+    ERASE: tl.constexpr, DIAG: tl.constexpr, PRECISION: tl.constexpr, SOLVE: tl.constexpr,
+):  # fmt: skip
+    """Scores, inverse and decayed operands of one (chunk, head of the scores).
+
+    Per channel: `decay` [P, Hs, K] is the whole chunk's decay and qg, eg, kt [T, Hs, K] are written. Per head: `decay`
+    and `tails` [P, Hs, C] are gamma and the decay to the chunk's end; q, e and k are read raw by `carry_kernel`.
+    """
+    chunk = tl.program_id(0) // HS
+    head = tl.program_id(0) % HS
+    row0 = tl.load(chunk_row + chunk)
+    rows = tl.load(chunk_rows + chunk)
+    hk = head // (HS // H)
+    own = tl.zeros([C, C], dtype=tl.float32)  # pairs inside one token: no decay lies between them
+    aqk = tl.zeros([C, C], dtype=tl.float32)
+    t = tl.zeros([C, C], dtype=tl.float32)
+    for col0 in range(0, K, B):
+        q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
+        k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
+        e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B) if ERASE else q_
+        own += product(q_, tl.trans(k_), PRECISION)
+        if DECAY == CHANNEL:
+            hg = head // (HS // HG)
+            g_ = LOG2E * load_rows(g, row0, rows, hg, HG, K, col0, C, B)
+            g_next = LOG2E * load_rows(g, row0, rows, hg, HG, K, col0, C, B, 1)
+            for level in tl.static_range(6):
+                f = half_decay(g_, g_next, 1 << level, C, B)
+                kf = tl.trans((k_ * f).to(k_.dtype))
+                pairs = halves(1 << level, C)
+                aqk += tl.where(pairs, product((q_ * f).to(q_.dtype), kf, PRECISION), 0.0)
+                if ERASE:
+                    t += tl.where(pairs, product((e_ * f).to(e_.dtype), kf, PRECISION), 0.0)
+            down = from_start(g_)
+            gamma = tl.exp2(down)
+            store_rows(qg, q_ * gamma, row0, rows, head, HS, K, col0, C, B)
+            store_rows(kt, k_ * tl.exp2(to_end(g_next, C)), row0, rows, head, HS, K, col0, C, B)
+            if ERASE:
+                store_rows(eg, e_ * gamma, row0, rows, head, HS, K, col0, C, B)
+            last = tl.arange(0, C)[:, None] == C - 1
+            col = col0 + tl.arange(0, B)
+            whole = tl.sum(tl.where(last, gamma, 0.0), 0)
+            tl.store(decay + (chunk.to(tl.int64) * HS + head) * K + col, whole, mask=col < K)
+        elif ERASE:
+            t += product(e_, tl.trans(k_), PRECISION)
+    r = tl.arange(0, C)
+    token = same_token(C, RANK)
+    earlier = (r[:, None] > r[None, :]) & (token == 0)
+    if DECAY == CHANNEL:
+        aqk = tl.where(earlier, aqk, 0.0)
+    else:
+        pair_decay = tl.where(earlier, 1.0, 0.0)
+        if DECAY == HEAD:
+            hg = head // (HS // HG)
+            g_ = load_gate(g, row0, rows, hg, HG, C)
+            pair_decay = tl.where(earlier, between(g_, C), 0.0)
+            at = (chunk.to(tl.int64) * HS + head) * C + r
+            tl.store(decay + at, tl.exp2(from_start(g_)))
+            tl.store(tails + at, tl.exp2(to_end(load_gate(g, row0, rows, hg, HG, C, 1), C)))
+        aqk = own * pair_decay
+        t = t * pair_decay
+    if DIAG:
+        d = tl.load(diag + (row0 + r).to(tl.int64) * HS + head, mask=r < rows, other=0.0)
+        own = own * d[None, :]
+    aqk += tl.where(token, own, 0.0)
+    tl.store(square(scores, chunk, head, HS, C), aqk.to(scores.dtype.element_ty))
+    if ERASE:
+        tl.store(square(solved, chunk, head, HS, C), invert(t, C, SOLVE).to(solved.dtype.element_ty))
+
+
+@triton.jit
+def load_state(base, index, k0, v0, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr):
+    """Tile [BK, BV] of states [N * Hv, K, V], zero past the widths."""
+    ki = k0 + tl.arange(0, BK)
+    vi = v0 + tl.arange(0, BV)
+    at = index.to(tl.int64) * (K * V) + ki[:, None] * V + vi[None, :]
+    return tl.load(base + at, mask=(ki < K)[:, None] & (vi < V)[None, :], other=0.0)
+
+
+@triton.jit
+def store_state(base, x, index, v0, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr):
+    """The reverse of `load_state` at key 0, cast to the pointer's type."""
+    ki = tl.arange(0, BK)
+    vi = v0 + tl.arange(0, BV)
+    at = index.to(tl.int64) * (K * V) + ki[:, None] * V + vi[None, :]
+    tl.store(base + at, x.to(base.dtype.element_ty), mask=(ki < K)[:, None] & (vi < V)[None, :])
+
+
+@triton.jit
+def carry_kernel(
+    q, k, e, z, decay, tails, scores, solved, initial,  # inputs
+    o, written, states, final,  # outputs
+    segment_row, segment_end, segment_chunk,
+    HQ: tl.constexpr, HK: tl.constexpr, HE: tl.constexpr, HS: tl.constexpr, HV: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, STEP: tl.constexpr,
+    DECAY: tl.constexpr, ERASE: tl.constexpr, OUTPUT: tl.constexpr, STORE: tl.constexpr,
+    TRANSITION: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Carry the state over one segment of STEP-row chunks, for one value head and one tile of V.
+
+    OUTPUT writes o. STORE writes what the backward pass needs: the state before each chunk, and R. TRANSITION starts
+    from the identity with nothing to write, so that `final` is the segment's transition; V is then K.
+    """
+    tiles: tl.constexpr = (V + BV - 1) // BV
+    segment = tl.program_id(0) // (HV * tiles)
+    head = tl.program_id(0) // tiles % HV
+    v0 = tl.program_id(0) % tiles * BV
+    row0 = tl.load(segment_row + segment)
+    end = tl.load(segment_end + segment)
+    chunk = tl.load(segment_chunk + segment)
+    hs = head // (HV // HS)
+    index = segment * HV + head
+    if TRANSITION:
+        ki = tl.arange(0, BK)
+        s = tl.where(ki[:, None] == v0 + tl.arange(0, BV)[None, :], 1.0, 0.0)
+    else:
+        s = load_state(initial, index, 0, v0, K, V, BK, BV)
+    for i in range(0, tl.cdiv(end - row0, STEP)):
+        at = row0 + i * STEP
+        rows = tl.minimum(end - at, STEP)
+        k_ = load_rows(k, at, rows, head // (HV // HK), HK, K, 0, C, BK)
+        operand = s.to(k_.dtype)
+        if STORE:
+            store_state(states, s, (chunk + i) * HV + head, v0, K, V, BK, BV)
+        if TRANSITION:
+            x = tl.zeros([C, BV], dtype=tl.float32)
+        else:
+            x = load_rows(z, at, rows, head, HV, V, v0, C, BV).to(tl.float32)
+        if DECAY == HEAD:
+            of = ((chunk + i).to(tl.int64) * HS + hs) * C + tl.arange(0, C)
+            gamma = tl.load(decay + of)[:, None]
+            tail = tl.load(tails + of)[:, None]
+        if ERASE:
+            e_ = load_rows(e, at, rows, head // (HV // HE), HE, K, 0, C, BK)
+            seen = product(e_, operand, PRECISION)
+            x -= seen * gamma if DECAY == HEAD else seen
+            x = product(tl.load(square(solved, chunk + i, hs, HS, C)), x.to(k_.dtype), PRECISION)  # R, Eq. 35
+        r_ = x.to(k_.dtype)
+        if STORE:
+            store_rows(written, r_, at, rows, head, HV, V, v0, C, BV)
+        if OUTPUT:
+            q_ = load_rows(q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK)
+            y = product(q_, operand, PRECISION)
+            y = y * gamma if DECAY == HEAD else y
+            y += product(tl.load(square(scores, chunk + i, hs, HS, C)), r_, PRECISION)  # Eq. 24
+            store_rows(o, y, at, rows, head, HV, V, v0, C, BV)
+        if DECAY == HEAD:
+            r_ = (x * tail).to(k_.dtype)
+            last = tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * C + C - 1)
+            s = s * last
+        if DECAY == CHANNEL:
+            ki = tl.arange(0, BK)
+            whole = tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * K + ki, mask=ki < K, other=0.0)
+            s = s * whole[:, None]
+        s += product(tl.trans(k_), r_, PRECISION)  # Eq. 23
+    store_state(final, s, index, v0, K, V, BK, BV)
+
+
+@triton.jit
+def merge_kernel(
+    transitions, added, initial, starts, first, count,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    BACKWARD: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """State before every segment of one sequence: S <- M S + added, in fp32. BACKWARD runs from the end with M^T."""
+    tiles: tl.constexpr = (V + BV - 1) // BV
+    sequence = tl.program_id(0) // (HV * tiles)
+    head = tl.program_id(0) // tiles % HV
+    v0 = tl.program_id(0) % tiles * BV
+    begin = tl.load(first + sequence)
+    n = tl.load(count + sequence)
+    s = load_state(initial, sequence * HV + head, 0, v0, K, V, BK, BV)
+    for i in range(0, n):
+        segment = begin + (n - 1 - i if BACKWARD else i)
+        index = segment * HV + head
+        store_state(starts, s, index, v0, K, V, BK, BV)
+        if i < n - 1:
+            m = load_state(transitions, index, 0, 0, K, K, BK, BK)
+            m = tl.trans(m) if BACKWARD else m
+            s = product(m, s, PRECISION) + load_state(added, index, 0, v0, K, V, BK, BV)

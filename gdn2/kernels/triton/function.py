@@ -1,0 +1,306 @@
+"""The operator as one autograd function over the kernels of `forward` and `backward`.
+
+The forward pass keeps its inputs and the states at segment boundaries; the backward pass runs the forward kernels again
+for everything else. Nothing is added atomically, so repeats are bit-identical.
+
+Axes: N sequences, T rows, P chunks, Ns segments, C rows a chunk, H key heads, Hv value heads, Hs heads of the scores
+(H where e and g come per key head, else Hv), K key width, V value width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from gdn2.kernels.contract import Rows
+from gdn2.kernels.triton import backward, forward, tuning
+from gdn2.kernels.triton.segments import Layout, layout
+
+DECAYS = {"none": 0, "head": 1, "channel": 2}
+WIDEST = 256
+C = tuning.CHUNK
+
+
+def delta_rule(rows: Rows, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs [T, Hv, V] of all packed rows and the last states [N, Hv, K, V] fp32, differentiable in every input.
+
+    Raises:
+        ValueError: fp64 inputs, or key and value widths above 256.
+    """
+    if rows.z.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"the triton implementation takes float32, float16 or bfloat16, got {rows.z.dtype}")
+    if max(rows.k.shape[-1], rows.z.shape[-1]) > WIDEST:
+        raise ValueError(f"the triton implementation takes K and V up to {WIDEST}, got {state.shape[-2:]}")
+    if rows.rank > C:
+        raise ValueError(f"the triton implementation takes up to {C} rows a token, got rank {rows.rank}")
+    if rows.z.shape[0] == 0:
+        return rows.z, state
+    o, last = _DeltaRule.apply(rows.q, rows.k, rows.e, rows.z, rows.g, rows.diag, state, rows.lengths, rows.rank)
+    return o, last
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Contiguous inputs of one call, and what follows from their shapes."""
+
+    q: Tensor
+    k: Tensor
+    e: Tensor | None
+    z: Tensor
+    g: Tensor | None
+    diag: Tensor | None
+    lengths: tuple[int, ...]
+    rank: int
+
+    @cached_property
+    def decay(self) -> str:
+        return "none" if self.g is None else "channel" if self.g.ndim == 3 else "head"
+
+    @cached_property
+    def plan(self) -> tuning.Plan:
+        return tuning.plan(self.z.device, self.value_heads, self.key, self.value, self.decay)
+
+    @cached_property
+    def layout(self) -> Layout:
+        return layout(self.lengths, C - C % self.rank, self.plan.segment, self.z.device)
+
+    @property
+    def heads(self) -> int:
+        return self.k.shape[1]
+
+    @property
+    def value_heads(self) -> int:
+        return self.z.shape[1]
+
+    @property
+    def key(self) -> int:
+        return self.k.shape[2]
+
+    @property
+    def value(self) -> int:
+        return self.z.shape[2]
+
+    @property
+    def erase_heads(self) -> int:
+        return self.heads if self.e is None else self.e.shape[1]
+
+    @property
+    def decay_heads(self) -> int:
+        return self.heads if self.g is None else self.g.shape[1]
+
+    @property
+    def score_heads(self) -> int:
+        return self.value_heads if self.diag is not None else max(self.erase_heads, self.decay_heads)
+
+    @property
+    def precision(self) -> str:
+        return self.plan.precision
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """What `scores_kernel` leaves for the kernels that carry the state; q, k and e are decayed or raw."""
+
+    q: Tensor
+    k: Tensor
+    e: Tensor
+    decay: Tensor
+    tails: Tensor
+    scores: Tensor  # [P, Hs, C, C]
+    solved: Tensor  # [P, Hs, C, C]
+
+    @property
+    def heads(self) -> dict[str, int]:
+        return {"HQ": self.q.shape[1], "HK": self.k.shape[1], "HE": self.e.shape[1], "HS": self.scores.shape[1]}
+
+
+def _scores(call: _Call) -> _Operands:
+    t, hs, p = call.z.shape[0], call.score_heads, call.layout.chunks
+    new = call.z.new_empty
+    scores = new(p, hs, C, C)
+    solved = new(p, hs, C, C) if call.e is not None else scores
+    e = call.k if call.e is None else call.e
+    fp32 = torch.float32
+    if call.decay == "channel":
+        qg, kt = new(t, hs, call.key), new(t, hs, call.key)
+        eg = new(t, hs, call.key) if call.e is not None else kt
+        decay = tails = new(p, hs, call.key, dtype=fp32)
+    else:
+        qg, kt, eg = call.q, call.k, e
+        decay, tails = (new(p, hs, C, dtype=fp32) for _ in range(2)) if call.g is not None else (scores, scores)
+    how = call.plan.scores
+    forward.scores_kernel[(p * hs,)](
+        call.q, call.k, e, _or(call.g, call.q), _or(call.diag, call.q), qg, eg, kt, decay, tails, scores, solved,
+        call.layout.chunk_row, call.layout.chunk_rows,
+        H=call.heads, HE=call.erase_heads, HG=call.decay_heads, HS=hs, K=call.key, B=how.tile, C=C, RANK=call.rank,
+        DECAY=DECAYS[call.decay], ERASE=call.e is not None, DIAG=call.diag is not None,
+        PRECISION=call.precision, SOLVE=call.plan.solve, num_warps=how.warps, num_stages=how.stages,
+    )  # fmt: skip
+    return _Operands(qg, kt, eg, decay, tails, scores, solved)
+
+
+def _or(x: Tensor | None, other: Tensor) -> Tensor:
+    """A pointer the kernel never follows where an input is missing."""
+    return other if x is None else x
+
+
+def _carry(
+    call: _Call, ops: _Operands, initial: Tensor, *, o: Tensor | None = None,
+    kept: tuple[Tensor, Tensor] | None = None, transition: bool = False,
+) -> Tensor:  # fmt: skip
+    """Run the state through every segment from `initial` [Ns, Hv, K, V]; the final states, or the transitions."""
+    how, table = call.plan.carry, call.layout
+    width = call.key if transition else call.value
+    tile = min(how.tile, max(16, triton.next_power_of_2(width)))
+    final = initial.new_empty(table.segments, call.value_heads, call.key, width)
+    written, states = kept if kept is not None else (final, final)
+    forward.carry_kernel[(table.segments * call.value_heads * -(-width // tile),)](
+        ops.q, ops.k, ops.e, call.z, ops.decay, ops.tails, ops.scores, ops.solved, initial,
+        _or(o, call.z), written, states, final, table.segment_row, table.segment_end, table.segment_chunk,
+        **ops.heads, HV=call.value_heads, K=call.key, V=width, BK=max(16, triton.next_power_of_2(call.key)), BV=tile,
+        C=C, STEP=table.step, DECAY=DECAYS[call.decay], ERASE=call.e is not None, OUTPUT=o is not None,
+        STORE=kept is not None, TRANSITION=transition, PRECISION=call.precision,
+        num_warps=how.warps, num_stages=how.stages,
+    )  # fmt: skip
+    return final
+
+
+def _merge(call: _Call, transitions: Tensor, added: Tensor, initial: Tensor, reverse: bool) -> Tensor:
+    """States at the near side of every segment [Ns, Hv, K, V] from those at the sequences' starts (or ends)."""
+    starts = torch.empty_like(added)
+    table = call.layout
+    bk = max(16, triton.next_power_of_2(call.key))
+    tile = min(16 if bk > 128 else 32, max(16, triton.next_power_of_2(call.value)))
+    forward.merge_kernel[(len(call.lengths) * call.value_heads * -(-call.value // tile),)](
+        transitions, added, initial, starts, table.first, table.count,
+        HV=call.value_heads, K=call.key, V=call.value, BK=bk, BV=tile, BACKWARD=reverse, PRECISION="tf32x3",
+        num_warps=8 if bk <= 128 else 16, num_stages=1,
+    )  # fmt: skip
+    return starts
+
+
+def _reverse(
+    call: _Call, ops: _Operands, do: Tensor, dfinal: Tensor, kept: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Run the state's gradient back through every segment from `dfinal` [Ns, Hv, K, V] to the segment's start."""
+    how, table = call.plan.reverse, call.layout
+    dinitial = torch.empty_like(dfinal)
+    dz, dstates = kept if kept is not None else (do, do)
+    backward.reverse_kernel[(table.segments * call.value_heads * -(-call.value // how.tile),)](
+        ops.q, ops.k, ops.e, ops.decay, ops.tails, ops.scores, ops.solved, do, dfinal, dz, dstates, dinitial,
+        table.segment_row, table.segment_end, table.segment_chunk,
+        **ops.heads, HV=call.value_heads, K=call.key, V=call.value, BK=max(16, triton.next_power_of_2(call.key)),
+        BV=how.tile, C=C, STEP=table.step, DECAY=DECAYS[call.decay], ERASE=call.e is not None,
+        STORE=kept is not None, PRECISION=call.precision, num_warps=how.warps, num_stages=how.stages,
+    )  # fmt: skip
+    return dinitial
+
+
+def _pairs(
+    call: _Call, do: Tensor, dz: Tensor, written: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of the scores and of T [P, Hv, C, C], and of diag."""
+    p, hv = call.layout.chunks, call.value_heads
+    how = call.plan.pairs
+    daqk = call.z.new_empty(p, hv, C, C)
+    dt = torch.empty_like(daqk) if call.e is not None else daqk
+    ddiag = None if call.diag is None else torch.empty_like(call.diag, dtype=torch.float32)
+    backward.pairs_kernel[(p * hv,)](
+        call.q, call.k, _or(call.g, call.q), _or(call.diag, call.q), do, dz, written, daqk, dt, _or(ddiag, call.q),
+        call.layout.chunk_row, call.layout.chunk_rows,
+        H=call.heads, HG=call.decay_heads, HV=hv, K=call.key, V=call.value, BK=32, BV=how.tile, C=C, RANK=call.rank,
+        DECAY=DECAYS[call.decay], ERASE=call.e is not None, DIAG=call.diag is not None, PRECISION=call.precision,
+        num_warps=how.warps, num_stages=how.stages,
+    )  # fmt: skip
+    return daqk, dt, ddiag
+
+
+def _input_gradients(
+    call: _Call, do: Tensor, dz: Tensor, written: Tensor, states: Tensor, dstates: Tensor, daqk: Tensor, dt: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of q, k, e and g in their own shapes."""
+    t, hv, how = call.z.shape[0], call.value_heads, call.plan.inputs
+    tiles = -(-call.key // how.tile)
+
+    def empty(heads: int) -> Tensor:
+        # Grouped heads are written apart in fp32 and summed in a fixed order afterwards.
+        return call.z.new_empty(t, hv, call.key, dtype=call.z.dtype if heads == hv else torch.float32)
+
+    dq, dk, de = empty(call.heads), empty(call.heads), empty(call.erase_heads)
+    dg = dq
+    if call.g is not None:
+        dg = call.z.new_empty((t, hv, call.key) if call.decay == "channel" else (tiles, t, hv), dtype=torch.float32)
+    backward.inputs_kernel[(call.layout.chunks * hv * tiles,)](
+        call.q, call.k, _or(call.e, call.q), _or(call.g, call.q), do, dz, written, states, dstates, daqk, dt,
+        dq, dk, de, dg, call.layout.chunk_row, call.layout.chunk_rows, t,
+        H=call.heads, HE=call.erase_heads, HG=call.decay_heads, HV=hv, K=call.key, V=call.value, B=how.tile,
+        BV=min(how.tile, call.plan.pairs.tile), C=C, RANK=call.rank, DECAY=DECAYS[call.decay],
+        ERASE=call.e is not None, PRECISION=call.precision, num_warps=how.warps, num_stages=how.stages,
+    )  # fmt: skip
+    if call.decay == "head":
+        dg = dg.sum(0)
+    return (
+        _per_head(dq, call.heads),
+        _per_head(dk, call.heads),
+        None if call.e is None else _per_head(de, call.erase_heads),
+        None if call.g is None else _per_head(dg, call.decay_heads),
+    )
+
+
+def _per_head(x: Tensor, heads: int) -> Tensor:
+    """Sum gradients [T, Hv, ...] over the value heads of each of `heads` groups."""
+    return x if x.shape[1] == heads else x.unflatten(1, (heads, -1)).sum(2)
+
+
+class _DeltaRule(torch.autograd.Function):
+    """q, k, e, z, g, diag, state, lengths, rank -> o, last."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        q, k, e, z, g, diag, state, lengths, rank = args
+        dtypes = [None if x is None else x.dtype for x in (q, k, e, z, g, diag, state)]
+        q, k, e = (None if x is None else x.to(z.dtype).contiguous() for x in (q, k, e))
+        g, diag = (None if x is None else x.float().contiguous() for x in (g, diag))
+        call = _Call(q, k, e, z.contiguous(), g, diag, lengths, rank)
+        state = state.contiguous()
+        with torch.cuda.device_of(z):
+            ops = _scores(call)
+            starts = state
+            if call.layout.split:
+                transitions = _carry(call, ops, state, transition=True)
+                zero = state.new_zeros(call.layout.segments, *state.shape[1:])
+                starts = _merge(call, transitions, _carry(call, ops, zero), state, reverse=False)
+            o = torch.empty_like(call.z)
+            last = _carry(call, ops, starts, o=o)
+        ctx.save_for_backward(call.q, call.k, call.e, call.z, call.g, call.diag, starts)
+        ctx.lengths, ctx.rank, ctx.dtypes = lengths, rank, dtypes
+        return o, last[call.layout.last] if call.layout.split else last
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, e, z, g, diag, starts = ctx.saved_tensors
+        call = _Call(q, k, e, z, g, diag, ctx.lengths, ctx.rank)
+        do, dlast = grads[0].contiguous(), grads[1].contiguous()
+        p, hv = call.layout.chunks, call.value_heads
+        with torch.cuda.device_of(z):
+            ops = _scores(call)
+            written, dz = torch.empty_like(z), torch.empty_like(z)
+            states, dstates = (z.new_empty(p, hv, call.key, call.value) for _ in range(2))
+            _carry(call, ops, starts, kept=(written, states))
+            ends = dlast
+            if call.layout.split:
+                transitions = _carry(call, ops, starts, transition=True)
+                added = _reverse(call, ops, do, torch.zeros_like(starts))
+                ends = _merge(call, transitions, added, dlast, reverse=True)
+            dstarts = _reverse(call, ops, do, ends, kept=(dz, dstates))
+            daqk, dt, ddiag = _pairs(call, do, dz, written)
+            dq, dk, de, dg = _input_gradients(call, do, dz, written, states, dstates, daqk, dt)
+        dstate = dstarts[call.layout.first] if call.layout.split else dstarts
+        found = (dq, dk, de, dz, dg, ddiag, dstate)
+        cast = [None if x is None else x.to(dtype) for x, dtype in zip(found, ctx.dtypes, strict=True)]
+        return *cast, None, None

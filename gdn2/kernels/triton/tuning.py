@@ -1,0 +1,80 @@
+"""Tile sizes, warps and segment lengths as data: a table read by device class, widths and variant, never by length.
+
+Nothing is timed at run time, so the same call launches the same kernels on every run and results repeat bit for bit.
+
+Axes: Hv value heads, K key width, V value width, C rows a chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+CHUNK = 64  # rows; decays are anchored in halves of it, the inverse is built from halves of it
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How one kernel is launched. `tile` is its tile of the key or value axis."""
+
+    tile: int
+    warps: int
+    stages: int = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The launches of every kernel for one (device class, K, V, decay)."""
+
+    scores: Launch  # tile of K
+    carry: Launch  # tile of V
+    reverse: Launch  # tile of V
+    pairs: Launch  # tile of V
+    inputs: Launch  # tile of K
+    segment: int  # rows after which a sequence is split, 0 never
+    precision: str = "tf32x3"  # products of fp32 operands
+    solve: str = "tf32x3"  # products inside the triangular inverse
+
+
+MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}
+"""Of the device class, not of the device at hand: a result must not depend on which card of a class ran it."""
+
+SEGMENT = 4096
+"""Rows of a segment where heads alone cannot fill the device. Fixed, so that a longer sequence splits at the same
+rows and its prefix keeps its bits."""
+
+
+def plan(device: torch.device, value_heads: int, key: int, value: int, decay: str) -> Plan:
+    """The plan for one call; `decay` is "channel", "head" or "none"."""
+    return _plan(device_class(device), value_heads, key, value, decay)
+
+
+@cache
+def device_class(device: torch.device) -> str:
+    """ "sm_80", "sm_90" or "sm_100": the newest class of the table that is not newer than the device."""
+    if device.type != "cuda":
+        return "sm_90"
+    major = torch.cuda.get_device_capability(device)[0]
+    return "sm_100" if major >= 10 else "sm_90" if major == 9 else "sm_80"
+
+
+@cache
+def _plan(kind: str, value_heads: int, key: int, value: int, decay: str) -> Plan:
+    wide = key > 128
+    carry = Launch(_tile(value, 32 if wide else 64), 4, 2)
+    tiles = value_heads * -(-value // carry.tile)
+    return Plan(
+        scores=Launch(_tile(key, 32 if decay == "channel" else 64), 4, 2),
+        carry=carry,
+        reverse=Launch(_tile(value, 32 if wide else 64), 4, 2),
+        pairs=Launch(_tile(value, 64), 4, 2),
+        inputs=Launch(_tile(key, 32 if decay == "channel" else 64), 4, 2),
+        segment=SEGMENT if tiles < MULTIPROCESSORS[kind] else 0,
+    )
+
+
+def _tile(width: int, most: int) -> int:
+    """A power of two of at least 16 (the smallest side of a matrix product) and at most `most`."""
+    return max(16, min(most, 1 << (width - 1).bit_length()))
