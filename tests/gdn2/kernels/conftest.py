@@ -1,4 +1,4 @@
-"""Where there is no GPU kernels run interpreted (Triton reads the switch when a kernel is defined), always on poison."""
+"""Without a GPU kernels run interpreted (Triton reads the switch when a kernel is defined); memory is poisoned."""
 
 import os
 
