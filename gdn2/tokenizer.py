@@ -249,7 +249,8 @@ def _from_gpt2(vocab: Path, merges: Path, name: str) -> _Loaded:
     with _Refusing(f"tokenizer {vocab} + {merges.name} is not a GPT-2 tokenizer"):
         ids = json.loads(vocab_bytes)
         lines = merges_bytes.decode("utf-8").split("\n")
-        pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        halves = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+        pairs = [(left, right) for left, right in halves]
         inner = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=pairs))
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         inner.decoder = decoders.ByteLevel()

@@ -28,6 +28,7 @@ PROFILES = ("nvidia-2024", "nvidia-main", "nvidia-main-noprefix", "lm-eval")
 DEFAULT_SAMPLES = 500
 _DEFAULT_SEED = 42
 _SHUFFLE_SEED = 42  # lm-eval's own, whatever the harness's seed
+_PATIENCE = 100  # redraws of one sample at the smallest size
 _DEPTHS = [round(100 * j / 39) for j in range(40)]  # percent
 
 
@@ -158,16 +159,21 @@ def generate(job: Job) -> Iterator[Made]:
     def cost(draft: Draft, tail: str = "") -> int:
         return len(job.tokenizer.encode(counted(draft) + tail)) + extra + job.budget
 
-    _check_fits(job, cost)
-    size = _bisect(job, source, cost) if source.repeats else _climb(job, source, cost)
+    least, need = _smallest(job, cost)
+    if need > job.length:
+        raise _too_short(job, need)
+    size = max(_bisect(job, source, cost) if source.repeats else _climb(job, source, cost), least)
     index = 0
     while True:
-        used = max(size, job.task.keys * job.task.values)
+        used = size
         draft = source.draft(used)
+        tries = 0
         while (length := cost(draft)) > job.length:
-            if used <= job.increment:
+            if used > job.increment:
+                used -= job.increment
+            elif harness or (tries := tries + 1) == _PATIENCE:
+                # The harness leaves such a sample out and goes on; NVIDIA's code draws for ever.
                 raise _too_short(job, length)
-            used -= job.increment
             draft = source.draft(used)
         yield _finish(job, draft, index, length)
         index += 1
@@ -176,16 +182,20 @@ def generate(job: Job) -> Iterator[Made]:
 def _too_short(job: Job, length: int) -> UserError:
     return UserError(
         f"length {job.length} is too short for {job.task.name} in profile {job.profile}, whose smallest prompt takes"
-        f" {length} tokens, {job.budget} of them to generate: use at least --length {length}"
+        f" {length} tokens, {job.budget} of them to generate: use at least {length}"
     )
 
 
-def _check_fits(job: Job, cost: Callable[[Draft], int]) -> None:
-    """Refuse at once a length below the smallest haystack of the profile, where upstream loops for ever."""
-    probe = Source(job)
-    least = max(cost(probe.draft(job.increment)) for _ in range(8))
-    if least > job.length:
-        raise _too_short(job, least)
+def _smallest(job: Job, cost: Callable[[Draft], int]) -> tuple[int, int]:
+    """The smallest haystack upstream's search can end with, and the tokens of a sample with it."""
+    if job.profile == "lm-eval":
+        least = job.task.keys * job.task.values
+    elif job.profile == "nvidia-2024" and job.task.haystack == "essay":
+        least = 0
+    else:
+        least = job.increment
+    probe = Source(job)  # a stream of its own: these draws must not shift the samples
+    return least, min(cost(probe.draft(least)) for _ in range(8))
 
 
 def _climb(job: Job, source: Source, cost: Callable[..., int]) -> int:

@@ -62,7 +62,7 @@ def download(base_url: str = BASE_URL, listed: Path = MANIFEST) -> Path:
         except (urllib.error.URLError, OSError, ValueError) as error:
             raise DataError(f"{base_url}{name}: {error}") from error
         if (found := sha256(data).hexdigest()) != digest:
-            raise DataError(f"{base_url}{name}: sha256 is {found[:16]}…, expected {digest[:16]}…; nothing was kept of it")
+            raise DataError(f"{base_url}{name}: sha256 is {found[:16]}…, expected {digest[:16]}…; it was not kept")
         partial = file.with_suffix(".part")
         partial.write_bytes(data)
         os.replace(partial, file)

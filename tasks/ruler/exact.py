@@ -141,14 +141,14 @@ class Filler:
 
     def build(self, question: Question) -> Built:
         """The fullest prompt found that is not above the window. At most SLACK below it but for odd tokenizers."""
-        built = self._fit(question)
+        built = _Fit(self, question).run()
         if not self._verified:
             self._verified = True
             if self.splicer.safe and built.ids.tolist() != self.bos + self.tokenizer.encode(
                 self.text(question, built.units)
             ):
                 self.splicer.safe = False
-                built = self._fit(question)
+                built = _Fit(self, question).run()
         return built
 
     def text(self, question: Question, units: Sequence[Unit]) -> str:
@@ -157,9 +157,6 @@ class Filler:
         for unit in units:
             parts += [unit] if isinstance(unit, str) else map(sentence, range(*unit))
         return self.intro + self.splicer.separator.join(parts) + self.closing(question)
-
-    def _fit(self, question: Question) -> Built:
-        return _Fit(self, question).run()
 
     def rest_words(self, sentence: int) -> tuple[list[str], list[int]]:
         """Words that can follow the last whole sentence, and how many tokens the first 1, 2, ... of them take."""
@@ -304,8 +301,8 @@ class _Fit:
                 rest.append((end[0], end[1] - 1))
             end = sentence(end[1] - 1)
         if end is None:
-            ids = f.bos + f.tokenizer.encode(f.intro + first + self.closing)
-            return np.array(ids, dtype=np.int32), [len(f.bos) + len(s.head(f.intro))]
+            alone = f.bos + f.tokenizer.encode(f.intro + first + self.closing)
+            return np.array(alone, dtype=np.int32), [len(f.bos) + len(s.head(f.intro))]
         parts: list[Ids | list[int]] = [f.bos, s.head(f.intro + first + s.trail)]
         at = len(f.bos) + len(parts[1])
         where = {first: len(f.bos) + len(s.head(f.intro))}
@@ -329,5 +326,5 @@ class _Fit:
         ids = np.array(f.bos + f.tokenizer.encode(whole), dtype=np.int32)
         needle = units[first_answer]
         assert isinstance(needle, str)
-        start = len(f.bos) + len(f.tokenizer.encode(whole[: whole.index(needle)]))
+        start = len(f.bos) + len(f.tokenizer.encode(whole[: whole.index(needle)].rstrip(" ")))
         return ids, [start if j == first_answer else 0 for j in range(len(units))]

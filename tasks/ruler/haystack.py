@@ -33,7 +33,10 @@ class Haystack(Protocol):
 
     name: str
     digest: str  # sha256 of what defines it
-    size: int | None  # sentences before it repeats; None never does
+
+    @property
+    def size(self) -> int | None:
+        """Sentences before it repeats; None never does."""
 
     def sentence(self, i: int) -> str:
         """Sentence i, with single spaces and no line break."""
@@ -137,7 +140,7 @@ class NoiseHaystack:
 
 
 class NeedleHaystack:
-    """Lines that are needles themselves, with keys and values no question asks for. Line i depends on (seed, task, i)."""
+    """Lines that are needles themselves, with keys and values no question asks for; line i of (seed, task, i)."""
 
     size: int | None = None
 

@@ -33,7 +33,6 @@ from tasks.ruler.words import LIST_DIGESTS, PATTERNS
 METRIC = "string_match_all"
 BUDGET = 128
 PROFILES = ("exact", *compat.PROFILES)
-_OPTIONS = ("haystack", "haystack_offset", "budget")
 
 
 class Lazy(Sequence[Sample]):
@@ -182,9 +181,8 @@ def _checked(task: NiahTask, setting: Setting) -> tuple[int, int, int]:
     """Length, number of samples and budget of a setting."""
     if setting.protocol not in PROFILES:
         raise UserError(f"{task.name} has no profile {setting.protocol!r}: use one of {', '.join(PROFILES)}")
-    for name in setting.options:
-        if name not in _OPTIONS:
-            raise UserError(f"{task.name} has no option {name!r}: there are {', '.join(_OPTIONS)}")
+    if "haystack" in setting.options:
+        load_haystack(setting.options["haystack"])  # a bad one is refused by the tasks that do not read it, too
     if setting.length is None or setting.length < 1:
         raise UserError(f"{task.name} needs a length of at least 1 token, got {setting.length}")
     count = compat.DEFAULT_SAMPLES if setting.samples is None else setting.samples
@@ -272,7 +270,7 @@ def _compatible_sample(
         "kind": spec.value,
         "key": ", ".join(draft.queries),
         "needles": draft.needles,
-        "needle_token": len(bos) + len(tokenizer.encode(made.prompt[:start])),
+        "needle_token": len(bos) + len(tokenizer.encode(made.prompt[:start].rstrip(" "))),
         "haystack": setting.options.get("haystack", "bundled") if spec.haystack == "essay" else spec.haystack,
         "haystack_offset": 0,
         "haystack_repeats": spec.haystack == "noise",

@@ -20,18 +20,21 @@ from tasks.ruler.haystack import Haystack
 _BATCH = 512  # sentences encoded at once
 _MARK = "."  # stands for the text before a piece
 _RAW_SPACES = str.maketrans({"▁": " ", "Ġ": " ", "Ċ": "\n"})  # as vocabularies without a decoder spell them
+_seen: dict[str, set[tuple[str, str]]] = {}  # by tokenizer digest
 _JOINTS = {(" ", "before"): r"\S ", ("\n", "before"): r"\S\n", ("\n", "after"): r"\n\S"}
 
 
-@lru_cache(maxsize=16)
-def _crossed(_digest: str, tokenizer: Tokenizer) -> frozenset[tuple[str, str]]:
+def _crossed(tokenizer: Tokenizer) -> set[tuple[str, str]]:
     """The joints that some entry of the vocabulary reaches across."""
-    found = set()
+    if tokenizer.digest in _seen:
+        return _seen[tokenizer.digest]
+    found: set[tuple[str, str]] = set()
     for i in range(tokenizer.vocab_size):
         text = tokenizer.decode([i]).translate(_RAW_SPACES)
         if len(text) > 1 and re.search(r"\S\s|\s\S", text):
             found |= {joint for joint, pattern in _JOINTS.items() if re.search(pattern, text)}
-    return frozenset(found)
+    _seen[tokenizer.digest] = found
+    return found
 
 
 class Splicer:
@@ -45,7 +48,7 @@ class Splicer:
         self.tokenizer = tokenizer
         self.separator = separator
         self.lead, self.trail = separator, ""
-        crossed = _crossed(tokenizer.digest, tokenizer)
+        crossed = _crossed(tokenizer)
         self.safe = (separator, "before") not in crossed
         if not self.safe and separator == "\n":
             self.lead, self.trail = "", separator

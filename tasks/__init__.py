@@ -1,0 +1,88 @@
+"""The tasks: each module or subpackage here that has a `TASKS` table adds its tasks, and `SUITES` names groups of them.
+
+A new task is one new file in this directory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from functools import lru_cache
+from types import ModuleType
+
+from evalsuite.types import Task
+from gdn2.errors import UserError
+
+
+def collect(modules: Iterable[ModuleType]) -> tuple[dict[str, Task], dict[str, tuple[str, ...]]]:
+    """Tasks and suites of `modules` by name.
+
+    A task's own `suite` is a suite of all its members even where no table lists it. Raises ValueError for a name
+    used twice, and for a suite that lists a task that is not there.
+    """
+    tasks: dict[str, Task] = {}
+    suites: dict[str, tuple[str, ...]] = {}
+    families: dict[str, list[str]] = {}
+    for module in modules:
+        table = vars(module)
+        for task in table.get("TASKS", ()):
+            if task.name in tasks:
+                raise ValueError(f"task {task.name!r} is defined twice, the second time in {module.__name__}")
+            tasks[task.name] = task
+            families.setdefault(task.suite, []).append(task.name)
+        for name, members in table.get("SUITES", {}).items():
+            if name in suites:
+                raise ValueError(f"suite {name!r} is defined twice, the second time in {module.__name__}")
+            suites[name] = tuple(members)
+    for name, members in families.items():
+        suites.setdefault(name, tuple(members))
+    for name, members in suites.items():
+        if unknown := [member for member in members if member not in tasks]:
+            raise ValueError(f"suite {name!r} lists {unknown[0]!r}, which is no task")
+    return tasks, suites
+
+
+@lru_cache(maxsize=1)
+def _registry() -> tuple[Mapping[str, Task], Mapping[str, tuple[str, ...]]]:
+    names = sorted(found.name for found in pkgutil.iter_modules(__path__))
+    return collect(importlib.import_module(f"{__name__}.{name}") for name in names)
+
+
+def names() -> list[str]:
+    """Names of all tasks."""
+    return list(_registry()[0])
+
+
+def suites() -> dict[str, tuple[str, ...]]:
+    """Names of all suites, and the tasks of each."""
+    return dict(_registry()[1])
+
+
+def get(name: str) -> Task:
+    """The task called `name`. Raises UserError with close matches where there is none."""
+    return _registry()[0][_known(name, names())]
+
+
+def suite(name: str) -> list[Task]:
+    """The tasks of suite `name`, in its order. Raises UserError with close matches where there is none."""
+    return [get(member) for member in suites()[_known(name, list(suites()))]]
+
+
+def resolve(text: str) -> list[Task]:
+    """Tasks of a comma-separated list of task and suite names, each once, in the order given."""
+    wanted = [part.strip() for part in text.split(",")]
+    found: dict[str, Task] = {}
+    for name in wanted:
+        members = suites()[name] if name in suites() else (_known(name, [*names(), *suites()]),)
+        found |= {member: get(member) for member in members if member not in found}
+    return list(found.values())
+
+
+def _known(name: str, known: list[str]) -> str:
+    if name in known:
+        return name
+    close = get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(close)}" if close else f"there are {', '.join(known)}"
+    raise UserError(f"no task or suite {name!r}; {hint}?" if close else f"no task or suite {name!r}; {hint}")
