@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from gdn2.mixers.deltanet import DeltaNet, DeltaNetConfig
 from gdn2.mixers.frame import Cost, LayerState, Mixer
+from gdn2.mixers.gdn import GatedDeltaNet, GDNConfig
 from gdn2.mixers.gdn2 import GatedDeltaNet2, GDN2Config
+from gdn2.mixers.kda import KDAConfig, KimiDeltaAttention
 
 __all__ = ["REGISTRY", "Cost", "LayerState", "Mixer", "build"]
 
 REGISTRY: dict[str, tuple[type[Mixer], type]] = {
+    "deltanet": (DeltaNet, DeltaNetConfig),
+    "gdn": (GatedDeltaNet, GDNConfig),
     "gdn2": (GatedDeltaNet2, GDN2Config),
+    "kda": (KimiDeltaAttention, KDAConfig),
 }
 
 

@@ -47,6 +47,13 @@ class ShortConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
         self.activate = activate
 
+    def reset_parameters(self) -> None:
+        """Uniform in +- taps^-1/2, torch's own rule for a depthwise convolution; bias likewise."""
+        bound = self.weight.shape[-1] ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
     def window(self, n: int) -> Tensor:
         """The window of n sequences that have not begun: zeros [n, C, W - 1]."""
         channels, _, taps = self.weight.shape

@@ -117,7 +117,9 @@ class GatedDeltaNet2(Mixer):
         w = numerics.sigmoid(self.w_proj(x)).unflatten(-1, value_heads)
         b = b.mean(-1, keepdim=True) if c.scalar_erase else b
         w = w.mean(-1, keepdim=True) if c.scalar_write else w
-        rate = numerics.softplus(self.f_proj(x).float() + self.dt_bias).unflatten(-1, heads)
+        f = self.f_proj(x)
+        f = f if f.dtype == torch.float64 else f.float()
+        rate = numerics.softplus(f + self.dt_bias).unflatten(-1, heads)
         g = -self.A_log.exp()[:, None] * rate  # fp32 before anything is summed over time
         return q, k, c.erase_max * b * k, w * v.unflatten(-1, value_heads), g
 

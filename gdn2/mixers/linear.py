@@ -18,6 +18,9 @@ BLOCK = 64  # rows of one matrix product
 
 def blocked(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [T, D] times weight [E, D] transposed, plus bias [E], in blocks of `BLOCK` rows: [T, E]."""
+    if weight.shape[0] == 1:  # a single column is a product with a vector, which rounds by the number of blocks
+        y = blocked(x, weight.expand(2, -1))[:, :1]
+        return y if bias is None else y + bias
     t, d = x.shape
     whole = -(-t // BLOCK) * BLOCK
     rows = x if whole == t else F.pad(x, (0, 0, 0, whole - t))

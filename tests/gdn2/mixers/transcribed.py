@@ -1,0 +1,93 @@
+"""Each mixer's equations once more, token by token in fp64 with torch's own functions: independent of the package.
+
+Axes: T tokens, D model width, H key heads, Hv value heads, K key width, V value width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gdn2.mixers import Mixer
+
+
+class Weights:
+    """The parameters of a mixer in fp64, by name."""
+
+    def __init__(self, mixer: Mixer) -> None:
+        self.by_name = {name: p.detach().double() for name, p in mixer.named_parameters()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.by_name[name]
+
+    def linear(self, x: Tensor, *names: str) -> Tensor:
+        for name in names:
+            x = F.linear(x, self.by_name[f"{name}.weight"], self.by_name.get(f"{name}.bias"))
+        return x
+
+    def conv(self, x: Tensor, name: str) -> Tensor:
+        """Causal depthwise convolution of x [T, C] with whatever taps and bias there are."""
+        weight = self.by_name[f"{name}.weight"]
+        padded = F.pad(x.T, (weight.shape[-1] - 1, 0))[None]
+        return F.conv1d(padded, weight, self.by_name.get(f"{name}.bias"), groups=x.shape[1])[0].T
+
+
+def normed(o: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return o / (o.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def delta_loop(q: Tensor, k: Tensor, e: Tensor, z: Tensor, g: Tensor) -> Tensor:
+    """Outputs [T, Hv, V]; all inputs per value head, g [T, Hv, K] or [T, Hv, 1]."""
+    state = torch.zeros(*k.shape[1:], z.shape[-1], dtype=torch.float64)
+    out = []
+    for t in range(q.shape[0]):
+        state = g[t].exp()[..., None] * state
+        recalled = torch.einsum("hkv,hk->hv", state, e[t])
+        state = state + torch.einsum("hk,hv->hkv", k[t], z[t] - recalled)
+        out.append(torch.einsum("hkv,hk->hv", state, q[t]))
+    return torch.stack(out)
+
+
+def delta_family(name: str, mixer: Mixer, x: Tensor, options: dict[str, Any]) -> Tensor:
+    """GDN-2, KDA, Gated DeltaNet and DeltaNet on tokens x [T, D] in fp64: y [T, D]."""
+    w, heads, width = Weights(mixer), options["n_heads"], options["d_key"]
+    value_heads = options.get("n_value_heads") or heads
+    group = value_heads // heads
+    q, k, v = (F.silu(w.conv(w.linear(x, f"{n}_proj"), f"{n}_conv1d")) for n in "qkv")
+    q = (unit(q.unflatten(-1, (heads, -1))) * width**-0.5).repeat_interleave(group, 1)
+    k = unit(k.unflatten(-1, (heads, -1))).repeat_interleave(group, 1)
+    v = v.unflatten(-1, (value_heads, -1))
+    top = options.get("beta_max", options.get("erase_max", 1))
+    if name == "gdn2":
+        erase = top * w.linear(x, "b_proj").sigmoid().unflatten(-1, (heads, -1)).repeat_interleave(group, 1)
+        write = w.linear(x, "w_proj").sigmoid().unflatten(-1, (value_heads, -1))
+    else:
+        erase = write = top * w.linear(x, "b_proj").sigmoid()[..., None]
+    if name == "gdn2":
+        f = F.softplus(w.linear(x, "f_proj.0", "f_proj.1") + w["dt_bias"]).unflatten(-1, (heads, -1))
+        g = (-w["A_log"].exp()[:, None] * f).repeat_interleave(group, 1)
+    elif name == "kda":
+        f = (w.linear(x, "f_proj.0", "f_proj.1") + w["dt_bias"]).unflatten(-1, (value_heads, -1))
+        rate = w["A_log"].exp()[:, None]
+        bound = options.get("lower_bound")
+        g = -rate * F.softplus(f) if bound is None else bound * torch.sigmoid(rate * f)
+    elif name == "gdn":
+        g = (-w["A_log"].exp() * F.softplus(w.linear(x, "a_proj") + w["dt_bias"]))[..., None]
+    else:
+        g = torch.zeros(x.shape[0], heads, 1, dtype=torch.float64)
+    o = delta_loop(q, k, erase * k, write * v, g)
+    y = normed(o, w["o_norm.weight"], options.get("norm_eps", 1e-5)).flatten(1)
+    if name == "gdn":
+        gate = w.linear(x, "g_proj")
+        y = y * (torch.sigmoid(gate) if options.get("gate") == "sigmoid" else F.silu(gate))
+    elif name != "deltanet":
+        gate = w.linear(x, "g_proj.0", "g_proj.1")
+        y = y * (F.silu(gate) if name == "gdn2" and options.get("gate") != "sigmoid" else torch.sigmoid(gate))
+    return w.linear(y, "o_proj")

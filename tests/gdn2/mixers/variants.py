@@ -1,0 +1,54 @@
+"""Small mixers of every registered kind, for the contract tests. A mixer without an entry is tested as it is by default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gdn2.mixers import REGISTRY, Mixer, build
+
+D_MODEL = 32
+SMALL: dict[str, dict[str, dict[str, Any]]] = {
+    "gdn2": {"": {"n_heads": 2, "d_key": 8, "d_value": 12}},
+    "kda": {
+        "": {"n_heads": 2, "d_key": 8, "d_value": 12},
+        "grouped, bounded": {"n_heads": 1, "n_value_heads": 2, "d_key": 8, "d_value": 8, "lower_bound": -5.0},
+        "no gate bias": {"n_heads": 1, "d_key": 8, "d_value": 8, "gate_bias": False, "beta_max": 2},
+    },
+    "gdn": {
+        "": {"n_heads": 2, "n_value_heads": 4, "d_key": 8, "d_value": 16},
+        "first version": {"n_heads": 3, "d_key": 12, "d_value": 24, "beta_bias": True},
+        "sigmoid, range 2": {"n_heads": 2, "d_key": 8, "d_value": 8, "beta_max": 2, "gate": "sigmoid"},
+    },
+    "deltanet": {"": {"n_heads": 2, "d_key": 8, "d_value": 12}},
+}
+
+CASES = [
+    (name, options)
+    for name in sorted(REGISTRY)
+    for options in SMALL.get(name, {"": {}}).values()
+]  # fmt: skip
+IDS = [
+    f"{name} {label}".strip()
+    for name in sorted(REGISTRY)
+    for label in SMALL.get(name, {"": {}})
+]  # fmt: skip
+
+
+def make(name: str, options: dict[str, Any], seed: int = 0) -> Mixer:
+    """The mixer with every parameter moved off its initial value, so that none can go unused unnoticed."""
+    torch.manual_seed(seed)
+    mixer = build(name, D_MODEL, options)
+    mixer.reset_parameters()
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            spread = parameter.abs().mean() if parameter.ndim > 1 else torch.tensor(0.3)
+            parameter.add_(spread * torch.randn_like(parameter))
+    return mixer
+
+
+def tokens(count: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Random inputs [count, D]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, D_MODEL, generator=generator, dtype=torch.float64).to(dtype)
