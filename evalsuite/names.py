@@ -22,7 +22,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u2
 def slug(name: str, limit: int = 48) -> str:
     """`name` as a file name of at most `limit` + 13 letters; changed names carry 12 hex digits of their sha256."""
     safe = _UNSAFE.sub("-", name).strip("-._")[:limit].rstrip("-._")
-    if safe == name and not _RESERVED.fullmatch(safe):
+    if name and safe == name and not _RESERVED.fullmatch(safe):
         return safe
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     return f"{safe}-{digest}" if safe and not _RESERVED.fullmatch(safe) else f"x-{digest}"

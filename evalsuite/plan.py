@@ -164,7 +164,14 @@ def make_plan(backend: Backend, tasks: Sequence[Task], ask: Ask) -> Plan:
     """
     info, tokenizer = backend.info, backend.tokenizer
     settings = [(task, setting) for task in tasks for setting in _settings(task, ask)]
-    compute = str(info.details.get("identity", ""))
+    compute = info.details.get("identity", {})
+    key_base = {"checkpoint": info.checkpoint, "tokenizer": info.tokenizer, "compute": compute}
+    cells = []
+    room = KEPT_TOKENS
+    for task, setting in settings:
+        cell = Cell(task, setting, tokenizer)
+        room -= cell.enter(key_base, room)
+        cells.append(cell)
     identity: dict[str, object] = {
         "schema": SCHEMA_VERSION,
         "model": info.name,
@@ -175,13 +182,6 @@ def make_plan(backend: Backend, tasks: Sequence[Task], ask: Ask) -> Plan:
         "seed": ask.seed,
         "options": {name: option_digest(value) for name, value in sorted(ask.options.items())},
     }
-    key_base = {"checkpoint": info.checkpoint, "tokenizer": info.tokenizer, "compute": compute}
-    cells = []
-    room = KEPT_TOKENS
-    for task, setting in settings:
-        cell = Cell(task, setting, tokenizer)
-        room -= cell.enter(key_base, room)
-        cells.append(cell)
     run_id = f"{slug(info.name)}-{_digest(identity)[:12]}"
     return Plan(run_id, identity, info, tuple(cells))
 
@@ -199,10 +199,10 @@ def option_digest(value: str) -> str:
     try:
         if not path.exists():
             return value
-        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
         found = hashlib.sha256()
         for file in files:
-            name = "" if file == path else str(file.relative_to(path))
+            name = "" if file == path else file.name
             content = hashlib.sha256(file.read_bytes()).hexdigest()
             found.update(f"{name!r} {content}\n".encode("utf-8", "surrogatepass"))
     except (OSError, ValueError) as error:

@@ -297,6 +297,22 @@ def _lock(path: Path, warn: Warn) -> int:
     return descriptor
 
 
+def in_use(directory: Path) -> bool:
+    """Whether a process of this host holds the run."""
+    try:
+        descriptor = os.open(directory / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
 def _holder(descriptor: int) -> dict[str, str] | None:
     try:
         info = json.loads(os.pread(descriptor, 4096, 0))

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Literal
 
 from evalsuite.names import quoted
-from evalsuite.types import Generate, LogLikelihood, ModelInfo, Request, Response, Rolling
+from evalsuite.types import Generate, LogLikelihood, ModelInfo, Request, Response, Rolling, Tokenizer
 from gdn2.errors import UserError
 
 _NEEDLE = re.compile(r"One of the special magic \w+ for (.+?) is: (\S+?)\.(?=\s|$)")
@@ -81,8 +81,8 @@ class ScriptedBackend:
         fail: Callable[[Request], str | None] = lambda _: None,
     ) -> None:
         checkpoint = hashlib.sha256(f"scripted {name}".encode()).hexdigest()
-        self.tokenizer = ByteTokenizer()
-        details = {"device": "cpu", "dtype": "none", "kernels": "none", "identity": "scripted-1"}
+        self.tokenizer: Tokenizer = ByteTokenizer()
+        details = {"identity": {"device": "cpu", "dtype": "none", "kernels": "none"}}
         self.info = ModelInfo(name, "scripted", "other", 0, checkpoint, self.tokenizer.digest, None, details)
         self._answer_text = answer_text
         self._delay_s = delay_s

@@ -83,7 +83,7 @@ def test_more_samples_lengths_and_tasks_extend_the_same_run(toy):
     [
         ({"checkpoint": "0"}, {}),
         ({"tokenizer": "0"}, {}),
-        ({"details": {"identity": "cuda bf16"}}, {}),
+        ({"details": {"identity": {"device": "cuda"}}}, {}),
         ({}, {"seed": 1}),
         ({}, {"profile": "other"}),
         ({}, {"options": {"haystack": "x"}}),

@@ -233,7 +233,7 @@ def test_run_json_says_what_ran(tmp_path, toy):
     plan, _ = go(tmp_path, ScriptedBackend(perfect), [toy.Find()])
     saved = runfile.read(tmp_path)
     assert saved["id"] == plan.run_id and saved["identity"]["checkpoint"] == plan.info.checkpoint
-    assert saved["model"]["details"]["device"] == "cpu" and saved["totals"]["samples"] == 6
+    assert saved["model"]["details"]["identity"]["device"] == "cpu" and saved["totals"]["samples"] == 6
     (invocation,) = saved["invocations"]
     assert invocation["passed"] == {"tasks": "toy"} and invocation["status"] == "complete"
     assert invocation["resolved"][0]["length"] == 256 and invocation["resolved"][0]["data"] == "grass"

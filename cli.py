@@ -1,0 +1,320 @@
+"""gdn2-eval: run evaluations, rebuild the paper's tables, draw the plots.
+
+One function a command; what is heavy is imported inside them. Every text goes out through `echo`, which takes out what
+a terminal would obey.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evalsuite.interrupt import Interrupted, Signals
+from evalsuite.names import one_line, plain, quoted
+from gdn2.errors import StorageError, UserError
+
+if TYPE_CHECKING:
+    from evalsuite.plan import CellSummary
+    from evalsuite.runner import Outcome
+    from evalsuite.schema import Record
+
+app = typer.Typer(
+    name="gdn2-eval",
+    help="Evaluation harness for recurrent and hybrid language models.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+# typer keeps its own copy of click: the base of all its usage errors is reached through one of them.
+_USAGE: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+_DTYPES = ("float32", "bfloat16", "float16")
+_SHOWN = 2000  # characters of a prompt
+
+
+def _usable(value: str) -> bool:
+    try:
+        return bool(value.strip()) and b"\x00" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+
+
+def _directory(value: str | Path) -> Path:
+    if not _usable(str(value)):
+        raise typer.BadParameter(f"{quoted(value)} is not a directory")
+    return Path(value)
+
+
+Out = Annotated[Path, typer.Option("--out", parser=_directory, metavar="DIRECTORY", help="Results directory.")]
+
+
+class Listed(StrEnum):
+    """What `list` can list."""
+
+    models = "models"
+    tasks = "tasks"
+    profiles = "profiles"
+    runs = "runs"
+    columns = "columns"
+
+
+def echo(text: str = "", *, error: bool = False) -> None:
+    """Print `text`, made harmless. A reader who went away is no failure; a full disk is."""
+    stream = sys.stderr if error else sys.stdout
+    try:
+        print(plain(text), file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except OSError as problem:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise StorageError(f"cannot write standard output: {problem.strerror}") from None
+
+
+def echo_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print aligned columns; those of numbers to the right."""
+    cells = [[one_line(str(value)) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    right = [all(re.fullmatch(r"-?[\d,.]+|-", cell) for cell in column) for column in zip(*cells, strict=True)]
+    for line in (list(header), *cells):
+        parts = zip(line, widths, right or [False] * len(widths), strict=True)
+        echo("  ".join(cell.rjust(width) if number else cell.ljust(width) for cell, width, number in parts).rstrip())
+
+
+def warn(text: str) -> None:
+    """Say `text` on one line of standard error."""
+    echo(f"warning: {one_line(text)}", error=True)
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Option(help="Name of a model (see `list models`) or directory of a checkpoint.")],
+    tasks: Annotated[str, typer.Option(help="Tasks or suites, separated by commas; see `list tasks`.")],
+    lengths: Annotated[
+        str, typer.Option(help="Context lengths, for tasks that have them: 1k,2k,4096,1m.")
+    ] = "1k,2k,4k",
+    samples: Annotated[
+        int | None, typer.Option(min=1, max=10**7, help="First N samples of each task and length.", show_default="all")
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="How tasks are asked; see `list profiles`.")] = None,
+    haystack: Annotated[str | None, typer.Option(help="bundled, essays, a text file or a directory of them.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the samples.")] = 42,
+    out: Out = Path("results"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N; auto is a GPU where there is one.")] = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="the device's")
+    ] = None,
+    batch_tokens: Annotated[
+        int, typer.Option(min=64, max=2**24, help="Prompt tokens read at once; never changes an answer.")
+    ] = 8192,
+    budget: Annotated[int | None, typer.Option(min=1, max=2**16, help="Tokens a task may generate.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked, and ask nothing.")] = False,
+) -> None:
+    """Evaluate a model on tasks. Safe to kill: the same command goes on where it stopped.
+
+    gdn2-eval run --model gdn2-tiny --tasks ruler --lengths 1k,2k,4k
+    """
+    passed = {name: str(value) for name, value in locals().items() if value is not None and name != "dry_run"}
+    for name, value in passed.items():
+        if not _usable(value):
+            raise UserError(f"--{name.replace('_', '-')} {quoted(value)} is not a value")
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
+        raise UserError(f"device {quoted(device)} is not cpu, cuda, cuda:N or auto")
+    if dtype is not None and dtype not in _DTYPES:
+        raise UserError(f"dtype {quoted(dtype)} is not one of {', '.join(_DTYPES)}")
+
+    import tasks as registry
+    from evalsuite import backends, runfile, runner
+    from evalsuite.plan import Ask, check_profile, make_plan, parse_lengths
+    from evalsuite.progress import Bar, Lines
+    from evalsuite.store import check_writable, read_index
+
+    options = _task_options(passed)
+    ask = Ask(parse_lengths(lengths), samples, profile, seed, options)
+    chosen = registry.resolve(tasks)
+    check_profile(chosen, profile)
+    check_writable(out / "runs")
+    backend = backends.load(model, device=device, dtype=dtype, batch_tokens=batch_tokens)
+    plan = make_plan(backend, chosen, ask)
+    directory = out / "runs" / plan.run_id
+    if dry_run:
+        echo_plan(plan.summary(read_index(directory, warn).done), runfile.rate(directory))
+        echo(f"records would go to {directory}")
+        return
+    echo(f"records go to {directory}", error=True)
+    progress = Bar() if sys.stderr.isatty() else Lines(lambda text: echo(text, error=True))
+    outcome = runner.run(plan, backend, directory, passed, warn, progress)
+    echo_scores(directory)
+    echo_outcome(outcome)
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[Listed, typer.Argument(metavar="WHAT", help="models, tasks, profiles, runs or columns.")],
+    out: Out = Path("results"),
+) -> None:
+    """List models, tasks, profiles, runs, or the columns of a record."""
+    if what is Listed.models:
+        from evalsuite import backends
+
+        echo_table(("model", "what it is"), list(backends.names().items()))
+    elif what is Listed.runs:
+        from evalsuite import show as reader
+
+        echo_table(reader.Run._fields, reader.runs(out))
+    elif what is Listed.columns:
+        from evalsuite import schema
+
+        echo_table(("column", "type", "meaning"), schema.table())
+    else:
+        import tasks as registry
+
+        known = [registry.get(name) for name in registry.names()]
+        if what is Listed.tasks:
+            echo_table(
+                ("task", "suite", "version", "lengths", "profiles"),
+                [(t.name, t.suite, t.version, "yes" if t.has_lengths else "no", ", ".join(t.protocols)) for t in known],
+            )
+            echo()
+            echo_table(("suite", "tasks"), [(name, ", ".join(part)) for name, part in registry.suites().items()])
+        else:
+            names = sorted({(t.suite, p, "yes" if p == t.protocols[0] else "") for t in known for p in t.protocols})
+            echo_table(("suite", "profile", "default"), names)
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="Id of a run, or its beginning; see `list runs`.")],
+    sample: Annotated[str | None, typer.Option(help="Show the records and the prompt of this sample.")] = None,
+    out: Out = Path("results"),
+) -> None:
+    """Show what a run is and scored, or one of its samples."""
+    from evalsuite import show as reader
+
+    directory = reader.find(out, run)
+    if sample is None:
+        for name, value in reader.settings(directory):
+            echo(f"{one_line(name):28} {one_line(value)}")
+        echo()
+        echo_scores(directory)
+        return
+    records = reader.sample(directory, sample, warn)
+    for record in records:
+        for name, value in asdict(record).items():
+            echo(f"{name:18} {value if name == 'output' else one_line(str(value))}")
+        echo()
+    echo_prompts(records, reader.passed(directory))
+
+
+def echo_prompts(records: list[Record], passed: dict[str, str]) -> None:
+    """Print the prompt of each sample among `records`, where the same one can be made again."""
+    import tasks as registry
+    from evalsuite import backends
+    from evalsuite import show as reader
+
+    options = _task_options(passed)
+    backend = backends.load(passed["model"], device=passed["device"], dtype=passed.get("dtype"))
+    for record in {record.key: record for record in records}.values():
+        title = f"{record.task} at {record.length}, sample {record.sample_id}"
+        made = reader.prompts(record, backend, registry.resolve, options)
+        if made is None:
+            echo(f"{title}: the prompt cannot be made again (task, model or haystack have changed)")
+        for text in made or ():
+            echo(f"{title}: the prompt, {len(text)} characters")
+            echo(text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}\n[...]\n{text[-_SHOWN // 2 :]}")
+
+
+def _task_options(passed: dict[str, str]) -> dict[str, str]:
+    names: tuple[str, ...] = ("haystack", "budget")
+    return {name: passed[name] for name in names if name in passed}
+
+
+def echo_plan(rows: Sequence[CellSummary], rate: float | None) -> None:
+    """Print what a run would ask and how long it may take."""
+    from evalsuite.progress import duration
+
+    echo_table(
+        ("task", "profile", "length", "samples", "done", "requests", "tokens"),
+        [(r.task, r.protocol, r.length or "-", r.samples, r.done, r.requests, f"{r.tokens:,}") for r in rows],
+    )
+    tokens = sum(row.tokens for row in rows)
+    estimate = f"about {duration(tokens / rate)} at {rate:,.0f} tokens/s" if rate else "unknown until the first answers"
+    echo(f"{sum(row.requests for row in rows)} requests, {tokens:,} tokens to read; time: {estimate}")
+
+
+def echo_scores(directory: Path) -> None:
+    """Print the mean of every metric of a run."""
+    from evalsuite import show as reader
+    from evalsuite.store import read_records
+
+    rows = reader.cells(read_records(directory, warn))
+    echo_table(
+        ("task", "profile", "length", "metric", "n", "failed", "mean"),
+        [(*row[:2], row.length or "-", *row[3:6], "-" if row.mean is None else f"{row.mean:.4f}") for row in rows],
+    )
+
+
+def echo_outcome(outcome: Outcome) -> None:
+    """Say in one line what an invocation did, and what to do about what it could not."""
+    from evalsuite.progress import duration
+
+    text = f"{outcome.answered} samples answered in {duration(outcome.seconds)}, {outcome.before} were there before"
+    if outcome.failed:
+        text += f"; {outcome.failed} failed: the results are partial, the same command asks them again"
+    if outcome.signal is not None:
+        left = outcome.planned - outcome.before - outcome.answered
+        text += f"; interrupted with {left} to go: the same command goes on"
+    echo(text, error=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (see DESIGN.md)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    command = typer.main.get_command(app)
+    try:
+        with Signals():
+            try:
+                code = command.main(arguments, prog_name="gdn2-eval", standalone_mode=False)
+                return code if isinstance(code, int) else 0
+            except UserError as problem:
+                return _refuse(str(problem), problem.exit_code)
+            except _USAGE as problem:
+                return _refuse(f"{problem.format_message().rstrip('.')}; see gdn2-eval --help", 2)
+            except typer.Abort:
+                return _refuse("aborted", 2)
+    except Interrupted as problem:
+        return _refuse(str(problem), 128 + problem.number)
+    except Exception as problem:
+        return _report(problem)
+
+
+def _refuse(message: str, code: int) -> int:
+    with suppress(UserError):
+        echo(f"error: {one_line(message)}", error=True)
+    return code
+
+
+def _report(problem: Exception) -> int:
+    """Save the traceback of a bug of ours and say where it is."""
+    descriptor, path = tempfile.mkstemp(prefix="gdn2-eval-", suffix=".txt")
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write("".join(traceback.format_exception(problem)))
+    return _refuse(f"a bug of ours: {type(problem).__name__}: {problem}; the traceback is in {path}", 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Reading runs back: which there are, what one holds, and what was asked and answered in one sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evalsuite import runfile
+from evalsuite.names import quoted, suggest
+from evalsuite.plan import Ask, Plan, make_plan
+from evalsuite.schema import Record
+from evalsuite.store import Warn, in_use, read_records
+from evalsuite.types import Backend, Generate, LogLikelihood, Request, Sample, Task
+from gdn2.errors import DataError, UserError
+
+
+class Run(NamedTuple):
+    """One line of the list of runs."""
+
+    id: str
+    model: str
+    status: str
+    samples: int
+    started: str
+
+
+class CellScore(NamedTuple):
+    """One metric of one cell of a run."""
+
+    task: str
+    protocol: str
+    length: int | None
+    metric: str
+    n: int
+    failed: int
+    mean: float | None  # of the weighted scores, in their own unit; None without any
+
+
+def runs(out: Path) -> list[Run]:
+    """The runs below `out`, by id. Raises DataError for one that cannot be read."""
+    return [_run(path.parent) for path in sorted((out / "runs").glob(f"*/{runfile.NAME}"))]
+
+
+def find(out: Path, name: str) -> Path:
+    """Directory of the run called `name`, or of the only one whose id begins so."""
+    known = {run.id: out / "runs" / run.id for run in runs(out)}
+    if name in known:
+        return known[name]
+    found = [run_id for run_id in known if name and run_id.startswith(name)]
+    if len(found) > 1:
+        raise UserError(f"run {quoted(name)} may be any of {', '.join(found[:5])}: give more of its id")
+    if not found:
+        raise UserError(f"run {quoted(name)} is not in {out / 'runs'}; {suggest(name, known)}")
+    return known[found[0]]
+
+
+def status(directory: Path, content: dict[str, Any]) -> str:
+    """The status in `run.json`, told from that of a process which died without a word."""
+    said = str(content.get("status", "unknown"))
+    return "killed" if said == "running" and not in_use(directory) else said
+
+
+def settings(directory: Path) -> list[tuple[str, str]]:
+    """Name and value of what a run is and of its last invocation."""
+    content = runfile.read(directory)
+    rows = [("run", content["id"]), ("status", status(directory, content))]
+    rows += [(name, str(value)) for name, value in content["identity"].items()]
+    model = content["model"]
+    rows += [(f"model.{name}", str(model.get(name))) for name in ("mixer", "family", "params", "window")]
+    rows += [(f"totals.{name}", str(value)) for name, value in content["totals"].items()]
+    rows.append(("invocations", str(len(content["invocations"]))))
+    if content["invocations"]:
+        last = content["invocations"][-1]
+        rows.append(("last.started_at", str(last.get("started_at"))))
+        for part in ("passed", "provenance"):
+            rows += [(f"last.{part}.{name}", str(value)) for name, value in dict(last.get(part, {})).items()]
+    return rows
+
+
+def cells(records: Iterable[Record]) -> list[CellScore]:
+    """Mean and counts of every metric, by task, protocol, length and data, in the order of the records."""
+    groups: dict[tuple[object, ...], list[Record]] = {}
+    for record in records:
+        key = (record.task, record.protocol, record.length, record.metric, record.data)
+        groups.setdefault(key, []).append(record)
+    return [_cell(group) for group in groups.values()]
+
+
+def sample(directory: Path, sample_id: str, warn: Warn) -> list[Record]:
+    """Records of one sample, over all tasks and lengths of a run."""
+    records = read_records(directory, warn)
+    found = [record for record in records if record.sample_id == sample_id]
+    if not found:
+        known = dict.fromkeys(record.sample_id for record in records)
+        raise UserError(f"sample {quoted(sample_id)} is not in {directory.name}; {suggest(sample_id, known)}")
+    return found
+
+
+def passed(directory: Path) -> dict[str, Any]:
+    """The user's settings of the last invocation. Raises DataError where there are none."""
+    invocations = runfile.read(directory)["invocations"]
+    if not invocations or not isinstance(invocations[-1].get("passed"), dict):
+        raise DataError(f"cannot read {directory / runfile.NAME}: it holds no settings")
+    return dict(invocations[-1]["passed"])
+
+
+def prompts(
+    record: Record, backend: Backend, resolve: Callable[[str], Sequence[Task]], options: dict[str, str]
+) -> list[str] | None:
+    """The prompts of a record's sample, made again; None where the same sample cannot be made any more."""
+    ask = Ask((record.length,) if record.length else (), None, record.protocol, record.seed, options)
+    for count in (_least(record), None):
+        plan = make_plan(backend, resolve(record.task), Ask(ask.lengths, count, ask.profile, ask.seed, options))
+        for key, made in _samples(plan):
+            if key == record.key:
+                return [_text(request) for request in made.requests]
+    return None
+
+
+def _least(record: Record) -> int:
+    """Samples to make so that a numbered one is among them."""
+    return int(record.sample_id) + 1 if record.sample_id.isascii() and record.sample_id.isdigit() else 1
+
+
+def _samples(plan: Plan) -> Iterator[tuple[str, Sample]]:
+    for cell in plan.cells:
+        for entry, made in zip(cell.entries, cell.samples(), strict=True):
+            yield entry.key, made
+
+
+def _text(request: Request) -> str:
+    match request:
+        case Generate(prompt):
+            return prompt.text
+        case LogLikelihood(context, continuation):
+            return f"{context.text} | {continuation.text}"
+        case _:
+            return request.document.text
+
+
+def _run(directory: Path) -> Run:
+    content = runfile.read(directory)
+    invocations = content["invocations"]
+    started = str(invocations[-1].get("started_at", ""))[:19] if invocations else ""
+    model = str(content["identity"].get("model", "?"))
+    return Run(directory.name, model, status(directory, content), int(content["totals"].get("samples", 0)), started)
+
+
+def _cell(group: list[Record]) -> CellScore:
+    first = group[0]
+    scored = [(record.score, record.weight) for record in group if record.score is not None]
+    weight = sum(w for _, w in scored)
+    mean = sum(score * w for score, w in scored) / weight if weight else None
+    return CellScore(
+        first.task, first.protocol, first.length, first.metric, len(scored), len(group) - len(scored), mean
+    )
