@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from evalsuite.backends.native import NativeBackend, describe
+from evalsuite.backends.native import NativeBackend, describe, windows
 from evalsuite.types import Decision, Generate, LogLikelihood, Prompt, Request, Response, Rolling
 from gdn2.mixers import linear
 from gdn2.models import Decoder, ModelConfig
@@ -33,7 +33,7 @@ class Letters:
         return "".join(chr(48 + i) for i in ids)
 
 
-def make(batch_tokens: int = 8192, slots: int = 64) -> NativeBackend:
+def make(batch_tokens: int = 8192, slots: int = 64, share_prefixes: bool = True) -> NativeBackend:
     config = ModelConfig(
         d_model=128,
         vocab_size=64,
@@ -45,7 +45,9 @@ def make(batch_tokens: int = 8192, slots: int = 64) -> NativeBackend:
     model.reset_parameters(seed=3)
     model.eval().requires_grad_(False)
     model.embed.weight.mul_(40)  # sharper choices, so that texts differ
-    return NativeBackend(model, Letters(), describe(model, "test", "0" * 64, Letters()), batch_tokens, slots)
+    return NativeBackend(
+        model, Letters(), describe(model, "test", "0" * 64, Letters()), batch_tokens, slots, share_prefixes
+    )
 
 
 def prompt(rng: random.Random, n: int) -> Prompt:
@@ -111,18 +113,65 @@ def test_likelihoods_are_those_of_the_model() -> None:
 
 
 def test_rolling_windows_follow_the_rule() -> None:
-    """Windows of 4 over 10 tokens: 4, 4, then the last 2 after as much context as fits."""
-    backend = make()
-    document = prompt(random.Random(3), 10)
-    windows = list(backend._windows(Rolling(document, window=4)))
-    stream = [0, *document.ids.tolist()]
-    assert windows == [
-        (stream[0:4], stream[1:5]),
-        (stream[4:8], stream[5:9]),
-        (stream[6:10], stream[9:11]),
+    """Windows of 4 over 10 tokens: 4, 4, then the last 2 after as much context as fits, its own scores left out."""
+    ids = prompt(random.Random(3), 10).ids
+    stream = [0, *ids.tolist()]
+    found = [(a.tolist(), skip, b.tolist()) for a, skip, b in windows(ids, 0, 4)]
+    assert found == [
+        (stream[0:4], 0, stream[1:5]),
+        (stream[4:8], 0, stream[5:9]),
+        (stream[6:10], 2, stream[7:11]),
     ]
-    whole = list(backend._windows(Rolling(document)))
-    assert whole == [(stream[:10], stream[1:])]
+    ((whole, skip, targets),) = windows(ids, 0, None)
+    assert (whole.tolist(), skip, targets.tolist()) == (stream[:10], 0, stream[1:])
+
+
+def test_rolling_scores_every_token_once() -> None:
+    backend = make()
+    document = prompt(random.Random(4), 50)
+    stream = [0, *document.ids.tolist()]
+    expected = 0.0
+    with torch.no_grad():
+        for begin, end, context in ((0, 24, 0), (24, 48, 24), (48, 50, 26)):
+            ids = torch.tensor(stream[context:end])
+            table = backend.model.logits(backend.model(ids, Ragged([len(ids)]))[0]).double().log_softmax(-1)
+            expected += sum(table[t - context, stream[t + 1]].item() for t in range(begin, end))
+    ((_, response),) = backend.answer([Rolling(document, window=24)])
+    assert response.logprob == pytest.approx(expected, abs=1e-4)
+    assert response.tokens == 50
+
+
+def related(seed: int) -> list[Request]:
+    """Requests whose contexts share stretches: equal ones, prefixes of each other, forks at and off block borders."""
+    rng = random.Random(seed)
+    trunk = prompt(rng, 400).ids
+    out: list[Request] = []
+    for _ in range(14):
+        n = rng.choice([1, 64, 65, 128, 130, 200, 256, 300, 400])
+        tail = prompt(rng, rng.choice([0, 1, 10, 90])).ids
+        ids = np.concatenate([trunk[:n], tail])
+        context = Prompt(ids, Letters().decode(ids.tolist()))
+        for _ in range(rng.choice([1, 1, 3])):
+            if rng.random() < 0.5:
+                out.append(LogLikelihood(context, prompt(rng, rng.randrange(1, 12))))
+            else:
+                out.append(Generate(context, max_tokens=rng.randrange(1, 6)))
+    return out
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sharing_prefixes_changes_nothing_but_the_work(seed: int) -> None:
+    asked = related(seed)
+    plain, sharing = make(share_prefixes=False), make(batch_tokens=256, slots=5)
+    assert answers(sharing, asked) == answers(plain, asked)
+    assert sharing.tokens_asked == plain.tokens_asked == plain.tokens_read
+    assert sharing.tokens_read < 0.7 * plain.tokens_read
+
+
+def test_gradients_stay_on_for_the_caller_while_answers_come_in() -> None:
+    for _ in make().answer(requests(0)):
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
 
 
 def test_generation_is_greedy_and_ends_as_asked() -> None:

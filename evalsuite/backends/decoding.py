@@ -1,0 +1,120 @@
+"""Greedy decoding of many sequences in one step each; finished rows leave, waiting ones enter.
+
+Axes: N rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from evalsuite.backends.reading import Held
+from evalsuite.types import Generate, Response, Tokenizer
+from gdn2.models import Decoder, State
+
+
+@dataclass(eq=False)
+class Generation:
+    """One request whose prompt has been read."""
+
+    index: int
+    request: Generate
+    held: Held
+    token: int  # the next token, not yet appended; -1 where the logits were not finite
+    started: float
+    ids: list[int] = field(default_factory=list)
+
+
+def greedy(logits: Tensor) -> list[int]:
+    """The most likely token of each row of logits (or log-probabilities) [N, V]; -1 where a row is not finite."""
+    return torch.where(torch.isfinite(logits).all(-1), logits.argmax(-1), -1).tolist()
+
+
+class Decoding:
+    """Generations under way. `answer` is told (index, response) of each that ends."""
+
+    def __init__(
+        self, model: Decoder, tokenizer: Tokenizer, slots: int, answer: Callable[[int, Response], None]
+    ) -> None:
+        self.model, self.tokenizer, self.slots, self._answer = model, tokenizer, slots, answer
+        self._live: list[Generation] = []
+        self._waiting: list[Generation] = []
+        self._state: State | None = None
+
+    def add(self, generation: Generation) -> None:
+        if self._goes_on(generation):
+            self._waiting.append(generation)
+
+    @property
+    def full(self) -> bool:
+        return len(self._live) + len(self._waiting) >= self.slots
+
+    def __bool__(self) -> bool:
+        return bool(self._live or self._waiting)
+
+    def step(self) -> None:
+        """One more token of every live generation."""
+        self._enter()
+        assert self._state is not None
+        tokens = torch.tensor([item.token for item in self._live], device=self._state.seen.device)
+        for item, token in zip(
+            self._live, greedy(self.model.logits(self.model.step(tokens, self._state))), strict=True
+        ):
+            item.token = token
+        stay = [row for row, item in enumerate(self._live) if self._goes_on(item)]
+        if len(stay) < len(self._live):
+            self._live = [self._live[row] for row in stay]
+            self._state = self._state.select(stay) if stay else None
+
+    def _enter(self) -> None:
+        """Fill free slots from the waiting; states are copied in."""
+        entering = self._waiting[: self.slots - len(self._live)]
+        if not entering:
+            return
+        del self._waiting[: len(entering)]
+        parts = [item.held.state.select([item.held.row]) for item in entering]
+        self._state = State.concat(parts if self._state is None else [self._state, *parts])
+        self._live += entering
+
+    def _goes_on(self, item: Generation) -> bool:
+        """Append the new token; a generation that ends is answered."""
+        request = item.request
+        ended: Literal["eos", "stop", "length", "decided"] | None = None
+        if item.token < 0:
+            error = f"the model gave logits that are not finite after {len(item.ids)} generated tokens"
+            self._end(item, Response(ended="error", error=error, tokens=len(item.ids)))
+            return False
+        if item.token == self.tokenizer.eos_id:
+            ended = "eos"
+        else:
+            item.ids.append(item.token)
+        text = self.tokenizer.decode(item.ids)
+        cut = min((at for stop in request.stop if (at := text.find(stop)) >= 0), default=-1)
+        if cut >= 0:
+            text, ended = text[:cut], "stop"
+        elif ended is None and request.decision is not None and request.decision.settled(text):
+            ended = "decided"
+        elif ended is None and len(item.ids) >= request.max_tokens:
+            ended = "length"
+        if ended is None:
+            return True
+        self._end(item, Response(text=text, tokens=len(item.ids), ended=ended))
+        return False
+
+    def _end(self, item: Generation, response: Response) -> None:
+        latency = time.monotonic() - item.started
+        self._answer(
+            item.index,
+            Response(
+                text=response.text,
+                tokens=response.tokens,
+                ended=response.ended,
+                error=response.error,
+                latency_s=latency,
+            ),
+        )
