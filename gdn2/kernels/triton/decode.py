@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 NONE, HEAD, CHANNEL = 0, 1, 2  # width of the decay
+WIDEST = 256  # K and V
 
 
 @triton.jit
@@ -83,10 +84,11 @@ def delta_tokens_kernel(
 
 
 def tiles(k: int, v: int) -> dict[str, int]:
-    """Tile sizes and warps for key width k and value width v; nothing else decides them."""
+    """Tile sizes and compiler options for key width k and value width v; nothing else decides them."""
     bk = triton.next_power_of_2(k)
     bv = min(triton.next_power_of_2(v), max(4096 // bk, 16))
-    return {"BK": bk, "BV": bv, "num_warps": 4 if bk * bv >= 4096 else 2 if bk * bv >= 1024 else 1}
+    warps = 4 if bk * bv >= 4096 else 2 if bk * bv >= 1024 else 1
+    return {"BK": bk, "BV": bv, "num_warps": warps, "enable_fp_fusion": True}
 
 
 def delta_tokens(
@@ -105,14 +107,20 @@ def delta_tokens(
 
     Returns:
         o [T, Hv, V] in z's dtype. Rows outside `cu_seqlens` are not written.
+
+    Raises:
+        ValueError: a pool that is not contiguous fp32 or bf16, or K and V above 256.
     """
+    if state.dtype not in (torch.float32, torch.bfloat16) or not state.is_contiguous():
+        raise ValueError(f"the pool must be contiguous float32 or bfloat16, got {state.dtype}, strides {state.stride()}")
+    if max(state.shape[-2:]) > WIDEST:
+        raise ValueError(f"the triton implementation takes K and V up to {WIDEST}, got {list(state.shape[-2:])}")
     rows, heads, width = q.shape
     value_heads, value_width = z.shape[1], z.shape[2]
     n = rows // rank if cu_seqlens is None else cu_seqlens.shape[0] - 1
     o = torch.empty_like(z, memory_format=torch.contiguous_format)
     if n == 0 or rows == 0:
         return o
-    assert state.is_contiguous(), "the pool is updated in place: it must be contiguous"
     shape = tiles(width, value_width)
     grid = (triton.cdiv(value_width, shape["BV"]) * value_heads * n,)
     delta_tokens_kernel[grid](

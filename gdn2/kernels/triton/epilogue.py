@@ -66,7 +66,7 @@ def gated_norm_backward_kernel(
 def tiles(v: int) -> dict[str, int]:
     """Rows a block and warps for width v."""
     bv = triton.next_power_of_2(v)
-    return {"BV": bv, "BM": max(4096 // bv, 1), "num_warps": 4}
+    return {"BV": bv, "BM": max(4096 // bv, 1), "num_warps": 4, "enable_fp_fusion": True}
 
 
 class _GatedNorm(torch.autograd.Function):
@@ -90,7 +90,8 @@ class _GatedNorm(torch.autograd.Function):
         m = o.numel() // v
         do, dgate = torch.empty_like(o), torch.empty_like(gate)
         shape = tiles(v)
-        blocks = 8
+        shape["BM"] = max(shape["BM"] // 2, 1)
+        blocks = 16
         programs = triton.cdiv(m, shape["BM"] * blocks)
         dweight = torch.empty(programs, v, dtype=torch.float32, device=o.device)
         if m:

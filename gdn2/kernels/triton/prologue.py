@@ -20,7 +20,7 @@ from gdn2.ragged import Ragged
 if TYPE_CHECKING:
     from gdn2.kernels.layer import Gates, Raw
 
-CONV_TOKENS, CONV_CHANNELS = 32, 128
+CONV_TOKENS, CONV_CHANNELS, CONV_BLOCKS = 16, 128, 16
 FOLD_TOKENS = 16
 
 
@@ -38,28 +38,32 @@ def _softplus(x):
 
 
 @triton.jit
-def _before(x, window, sequence, position, token, channel, mask, C, BACK: tl.constexpr, W: tl.constexpr):
-    """The input `BACK` tokens before `token`, from the window where the sequence began since: fp32 [BT, BC]."""
+def _before(x, window, sequence, position, token, channel, mask, near, C, BACK: tl.constexpr, W: tl.constexpr):
+    """The input `BACK` tokens before `token`, from the window where the sequence began since: fp32 [BT, BC].
+
+    `near`: some token of the block is among the first W - 1 of its sequence; the others never look at a window.
+    """
     here = position >= BACK
     value = tl.load(
         x + (token - BACK)[:, None] * C + channel[None, :], mask=mask & here[:, None], other=0.0
     ).to(tl.float32)  # fmt: skip
     if BACK > 0:
-        at = (sequence[:, None] * C + channel[None, :]) * (W - 1) + (W - 1 - BACK + position)[:, None]
-        value += tl.load(window + at, mask=mask & ~here[:, None], other=0.0).to(tl.float32)
+        if near:
+            at = (sequence[:, None] * C + channel[None, :]) * (W - 1) + (W - 1 - BACK + position)[:, None]
+            value += tl.load(window + at, mask=mask & ~here[:, None], other=0.0).to(tl.float32)
     return value
 
 
 @triton.jit
 def _convolve(
-    x, weight, bias, window, sequence, position, token, channel, mask, C,
+    x, weight, bias, window, sequence, position, token, channel, mask, near, C,
     W: tl.constexpr, BIAS: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """The convolution before its activation: fp32 [BT, BC]."""
     y = tl.zeros([BT, BC], tl.float32)
     for back in tl.static_range(W):
         tap = tl.load(weight + channel * W + (W - 1 - back), mask=channel < C, other=0.0).to(tl.float32)
-        y += tap[None, :] * _before(x, window, sequence, position, token, channel, mask, C, back, W)
+        y += tap[None, :] * _before(x, window, sequence, position, token, channel, mask, near, C, back, W)
     if BIAS:
         y += tl.load(bias + channel, mask=channel < C, other=0.0).to(tl.float32)[None, :]
     return y
@@ -77,9 +81,10 @@ def conv_kernel(
     if block < TOKEN_BLOCKS:
         token = block * BT + tl.arange(0, BT)
         sequence = tl.load(sequence_of + token, mask=token < T, other=0)
-        position = tl.load(position_of + token, mask=token < T, other=0)
+        position = tl.load(position_of + token, mask=token < T, other=W)
+        near = tl.min(position, 0) < W - 1
         mask = (token < T)[:, None] & in_c[None, :]
-        out = _convolve(x, weight, bias, window, sequence, position, token, channel, mask, C, W, BIAS, BT, BC)
+        out = _convolve(x, weight, bias, window, sequence, position, token, channel, mask, near, C, W, BIAS, BT, BC)
         if ACT:
             out *= _sigmoid(out)
         tl.store(y + token[:, None] * C + channel[None, :], out.to(y.dtype.element_ty), mask=mask)
@@ -98,36 +103,53 @@ def conv_kernel(
 
 
 @triton.jit
+def _before_activation(
+    x, weight, bias, window, dy, sequence_of, position_of, token, ahead, channel, T, C,
+    W: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the convolution at `token`, zero where its sequence does not reach `ahead` tokens back."""
+    sequence = tl.load(sequence_of + token, mask=token < T, other=0)
+    position = tl.load(position_of + token, mask=token < T, other=W)
+    near = tl.min(position, 0) < W - 1
+    mask = ((token < T) & (position >= ahead))[:, None] & (channel < C)[None, :]
+    d = tl.load(dy + token[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+    if ACT:
+        pre = _convolve(x, weight, bias, window, sequence, position, token, channel, mask, near, C, W, BIAS, BT, BC)
+        s = _sigmoid(pre)
+        d *= s * (1.0 + pre * (1.0 - s))
+    return d, sequence, position, near, mask
+
+
+@triton.jit
 def conv_backward_kernel(
     x, weight, bias, window, dy, dx, partial, sequence_of, position_of, T, C,
-    W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr,
+    W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, BLOCKS: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """dx, and this block's share of dweight (W rows) and dbias (row W) in `partial` [blocks, W + 1, C]."""
-    block = tl.program_id(0).to(tl.int64)
+    """dx of BLOCKS blocks of tokens, and their share of dweight (W rows) and dbias (row W): `partial` [., W + 1, C]."""
+    program = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1).to(tl.int64) * BC + tl.arange(0, BC)
     in_c = channel < C
-    token = block * BT + tl.arange(0, BT)
-    total = tl.zeros([BT, BC], tl.float32)
-    for ahead in tl.static_range(W):
-        later = token + ahead
-        sequence = tl.load(sequence_of + later, mask=later < T, other=0)
-        position = tl.load(position_of + later, mask=later < T, other=0)
-        mask = ((later < T) & (position >= ahead))[:, None] & in_c[None, :]
-        d = tl.load(dy + later[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
-        if ACT:
-            pre = _convolve(x, weight, bias, window, sequence, position, later, channel, mask, C, W, BIAS, BT, BC)
-            s = _sigmoid(pre)
-            d *= s * (1.0 + pre * (1.0 - s))
-        tap = tl.load(weight + channel * W + (W - 1 - ahead), mask=in_c, other=0.0).to(tl.float32)
-        total += tap[None, :] * d
-        if ahead == 0:
-            for back in tl.static_range(W):
-                seen = _before(x, window, sequence, position, later, channel, mask, C, back, W)
-                row = partial + (block * (W + 1) + W - 1 - back) * C
-                tl.store(row + channel, tl.sum(d * seen, 0), mask=in_c)
-            tl.store(partial + (block * (W + 1) + W) * C + channel, tl.sum(d, 0), mask=in_c)
-    mask = (token < T)[:, None] & in_c[None, :]
-    tl.store(dx + token[:, None] * C + channel[None, :], total.to(dx.dtype.element_ty), mask=mask)
+    taps = tl.arange(0, 8)
+    sums = tl.zeros([8, BC], tl.float32)
+    for block in range(BLOCKS):
+        token = (program * BLOCKS + block) * BT + tl.arange(0, BT)
+        d, sequence, position, near, mask = _before_activation(
+            x, weight, bias, window, dy, sequence_of, position_of, token, 0, channel, T, C, W, BIAS, ACT, BT, BC
+        )
+        for back in tl.static_range(W):
+            seen = _before(x, window, sequence, position, token, channel, mask, near, C, back, W)
+            sums += tl.where((taps == W - 1 - back)[:, None], tl.sum(d * seen, 0)[None, :], 0.0)
+        sums += tl.where((taps == W)[:, None], tl.sum(d, 0)[None, :], 0.0)
+        total = d * tl.load(weight + channel * W + (W - 1), mask=in_c, other=0.0).to(tl.float32)[None, :]
+        for ahead in range(1, W):
+            d, sequence, position, near, later = _before_activation(
+                x, weight, bias, window, dy, sequence_of, position_of, token + ahead, ahead, channel, T, C,
+                W, BIAS, ACT, BT, BC,
+            )  # fmt: skip
+            total += d * tl.load(weight + channel * W + (W - 1 - ahead), mask=in_c, other=0.0).to(tl.float32)[None, :]
+        tl.store(dx + token[:, None] * C + channel[None, :], total.to(dx.dtype.element_ty), mask=mask)
+    at = partial + (program * (W + 1) + taps[:, None]) * C + channel[None, :]
+    tl.store(at, sums, mask=(taps <= W)[:, None] & in_c[None, :])
 
 
 @triton.jit
@@ -170,7 +192,7 @@ class _ShortConv(torch.autograd.Function):
         blocks = triton.cdiv(t, CONV_TOKENS)
         conv_kernel[(blocks + ragged.n_sequences, triton.cdiv(c, CONV_CHANNELS))](
             x, weight, bias, window, y, new_window, ragged.cu_seqlens, ragged.sequence, ragged.position, t, c, blocks,
-            W=weight.shape[1], BT=CONV_TOKENS, BC=CONV_CHANNELS, BIAS=bias is not None, ACT=activate, num_warps=4,
+            W=weight.shape[1], BT=CONV_TOKENS, BC=CONV_CHANNELS, BIAS=bias is not None, ACT=activate, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
         ctx.save_for_backward(x, weight, bias, window)
         ctx.ragged, ctx.activate = ragged, activate
@@ -183,12 +205,13 @@ class _ShortConv(torch.autograd.Function):
         t, c = x.shape
         w = weight.shape[1]
         dx = torch.empty_like(x)
-        blocks = triton.cdiv(t, CONV_TOKENS)
+        blocks = triton.cdiv(t, CONV_TOKENS * CONV_BLOCKS)
         partial = torch.empty(blocks, w + 1, c, dtype=torch.float32, device=x.device)
         if t:
-            conv_backward_kernel[(blocks, triton.cdiv(c, CONV_CHANNELS))](
+            conv_backward_kernel[(blocks, triton.cdiv(c, CONV_CHANNELS // 2))](
                 x, weight, bias, window, grads[0].contiguous(), dx, partial, ctx.ragged.sequence, ctx.ragged.position,
-                t, c, W=w, BT=CONV_TOKENS, BC=CONV_CHANNELS, BIAS=bias is not None, ACT=ctx.activate, num_warps=4,
+                t, c, W=w, BT=CONV_TOKENS, BC=CONV_CHANNELS // 2, BLOCKS=CONV_BLOCKS, BIAS=bias is not None,
+                ACT=ctx.activate, num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
         sums = partial.sum(0)
         dbias = None if bias is None else sums[w].to(bias.dtype)
@@ -198,13 +221,15 @@ class _ShortConv(torch.autograd.Function):
 def short_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor, ragged: Ragged, activate: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Causal depthwise convolution over packed sequences: x [T, C], weight [C, W], window [N, C, W - 1].
+    """Causal depthwise convolution over packed sequences: x [T, C], weight [C, W] with W <= 7, window [N, C, W - 1].
 
     Returns:
         y [T, C] and the window after each sequence. Gradients reach x, weight and bias; not the windows.
     """
     if window.requires_grad:
         raise ValueError("the convolution kernel has no gradient for its window: pass a detached one")
+    if weight.shape[1] > 7:
+        raise ValueError(f"the convolution kernel takes at most 7 taps, got {weight.shape[1]}")
     return _ShortConv.apply(x, weight, bias, window, ragged, activate)
 
 
@@ -218,7 +243,8 @@ def conv_step(
     if n:
         conv_step_kernel[(n, triton.cdiv(c, 256))](
             x.contiguous(), weight.contiguous(), bias, window, y, slots, c,
-            W=weight.shape[1], BC=256, BIAS=bias is not None, ACT=activate, SLOTS=slots is not None, num_warps=4,
+            W=weight.shape[1], BC=256, BIAS=bias is not None, ACT=activate, SLOTS=slots is not None,
+            num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return y
 
@@ -412,7 +438,7 @@ def fold_variant(raw: Raw, gates: Gates) -> dict[str, Any]:
         "K": width, "V": value_width, "BK": triton.next_power_of_2(width), "BV": triton.next_power_of_2(value_width),
         "BT": FOLD_TOKENS, "TIED": raw.w is None, "DECAY": 0 if raw.f is None else raw.f.ndim - 1,
         "BOUNDED": gates.lower_bound is not None, "MEAN_E": gates.mean_erase, "MEAN_W": gates.mean_write,
-        "num_warps": 4,
+        "num_warps": 4, "enable_fp_fusion": True,
     }  # fmt: skip
 
 
