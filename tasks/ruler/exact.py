@@ -310,11 +310,11 @@ class _Fit:
             if isinstance(unit, tuple):
                 new: list[Ids | list[int]] = list(f.stream.take(*unit))
             else:
-                where[unit] = at
+                where[unit] = at + s.lead_tokens
                 new = [self.needle_ids[unit]]
             parts += new
             at += sum(map(len, new))
-        where[end] = at
+        where[end] = at + s.lead_tokens
         parts.append(s.piece(s.lead + end + self.closing))
         ids = np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
         return ids, [where.get(unit, 0) if isinstance(unit, str) else 0 for unit in units]
@@ -323,8 +323,10 @@ class _Fit:
         """The same for a tokenizer whose pieces cannot be joined: everything is encoded."""
         f = self.f
         whole = f.text(self.q, units)
-        ids = np.array(f.bos + f.tokenizer.encode(whole), dtype=np.int32)
+        ids = f.bos + f.tokenizer.encode(whole)
         needle = units[first_answer]
         assert isinstance(needle, str)
-        start = len(f.bos) + len(f.tokenizer.encode(whole[: whole.index(needle)].rstrip(" ")))
-        return ids, [start if j == first_answer else 0 for j in range(len(units))]
+        before = f.bos + f.tokenizer.encode(whole[: whole.index(needle)].rstrip(" "))
+        # A token that reaches into the needle is where it starts.
+        start = next((i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), len(before))
+        return np.array(ids, dtype=np.int32), [start if j == first_answer else 0 for j in range(len(units))]

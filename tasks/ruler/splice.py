@@ -56,6 +56,7 @@ class Splicer:
         self._before = _MARK + self.trail
         self._skip = tokenizer.encode(self._before)
         self.safe = self.safe and self._cuts_cleanly()
+        self.lead_tokens = len(self.piece(self.lead)) if self.lead == "\n" else 0  # a space is part of the next token
         self.head = lru_cache(maxsize=256)(tokenizer.encode)
 
     def _cuts_cleanly(self) -> bool:

@@ -1,0 +1,117 @@
+"""Tokenizers of every kind, and the haystacks and models that tests take from ../shared."""
+
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from gdn2.tokenizer import load_tokenizer
+from tasks.ruler.english import Corpus
+from tasks.ruler.templates import NIAH_TASKS, NOISE
+
+
+def corpus() -> list[str]:
+    """Enough of the wording and of English to train a tokenizer on."""
+    sentences = Corpus("eval").sentence
+    english = [" ".join(sentences(10 * i + j) for j in range(10)) for i in range(40)]
+    wording = [
+        f"{task.introduction}\n{NOISE}\n{task.needle('calm-river', '1234567')}\n{task.question('calm-river')}"
+        for task in NIAH_TASKS
+    ]
+    return english + wording * 5
+
+
+def train(kind: str) -> Tokenizer:
+    """A small tokenizer of one kind."""
+    if kind == "unigram":
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
+        tokenizer.train_from_iterator(corpus(), trainers.UnigramTrainer(vocab_size=400, unk_token="<unk>"))
+        return tokenizer
+    tokenizer = Tokenizer(models.BPE())
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"])
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if kind == "newlines":  # like Llama 3: punctuation takes the line break after it
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        split = pre_tokenizers.Split(Regex(r" ?[^\s\p{L}\p{N}]+[\r\n]*|\p{N}{1,3}| ?\p{L}+|\s+"), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    elif kind == "greedy":  # nothing is split first: tokens reach across spaces and line breaks
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    elif kind == "letters":  # one token a byte
+        trainer = trainers.BpeTrainer(vocab_size=258, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"])
+        tokenizer.pre_tokenizer = byte_level
+    elif kind == "prefix":  # lower case, a space before the first word, BOS
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    else:
+        tokenizer.pre_tokenizer = byte_level
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(corpus(), trainer)
+    if kind == "prefix":
+        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    return tokenizer
+
+
+TRAINED = ("plain", "newlines", "greedy", "letters", "prefix", "unigram")
+PUBLIC = {
+    "gpt-neox": "gpt_neox_20b/20B_tokenizer.json",
+    "gpt2": "gpt2",
+    "llama2": "llama2/tokenizer.model",
+    "mistral-v1": "mistral/tokenizer.model.v1",
+    "mistral-v3": "mistral/mistral_instruct_tokenizer_240323.model.v3",
+}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable:
+    """kind -> loaded tokenizer, trained once."""
+    folder = tmp_path_factory.mktemp("trained")
+    made: dict = {}
+
+    def get(kind: str) -> object:
+        if kind not in made:
+            train(kind).save(str(folder / f"{kind}.json"))
+            made[kind] = load_tokenizer(folder / f"{kind}.json")
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def data(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked public tokenizers, essays and Punkt."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("tokenizers", "haystack_essays", "punkt_tab"):
+        with tarfile.open(shared / "data" / f"{name}.tar.xz") as archive:
+            archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def public(data: Path) -> Callable:
+    """name -> loaded public tokenizer."""
+    made: dict = {}
+
+    def get(name: str) -> object:
+        if name not in made:
+            made[name] = load_tokenizer(data / "tokenizers" / PUBLIC[name])
+        return made[name]
+
+    return get
+
+
+@pytest.fixture
+def emerson(data: Path) -> str:
+    """Path of a haystack of 740 kB of essays."""
+    return str(data / "haystack_essays" / "emerson")
+
+
+@pytest.fixture
+def punkt_home(data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Punkt where our own cache would have it."""
+    monkeypatch.setenv("GDN2_CACHE", str(data))
+    return data
