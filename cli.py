@@ -26,8 +26,6 @@ from evalsuite.names import one_line, plain, quoted
 from gdn2.errors import StorageError, UserError
 
 if TYPE_CHECKING:
-    from evalsuite.plan import CellSummary
-    from evalsuite.runner import Outcome
     from evalsuite.schema import Record
 
 app = typer.Typer(
@@ -41,7 +39,6 @@ app = typer.Typer(
 # typer keeps its own copy of click: the base of all its usage errors is reached through one of them.
 _USAGE: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 _DTYPES = ("float32", "bfloat16", "float16")
-_SHOWN = 2000  # characters of a prompt
 
 
 def _usable(value: str) -> bool:
@@ -118,6 +115,9 @@ def run(
     batch_tokens: Annotated[
         int, typer.Option(min=64, max=2**24, help="Prompt tokens read at once; never changes an answer.")
     ] = 8192,
+    haystack_offset: Annotated[
+        str | None, typer.Option(help="First sentence of the haystack, or random: another one for each sample.")
+    ] = None,
     budget: Annotated[int | None, typer.Option(min=1, max=2**16, help="Tokens a task may generate.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked, and ask nothing.")] = False,
 ) -> None:
@@ -136,6 +136,7 @@ def run(
 
     import tasks as registry
     from evalsuite import backends, runfile, runner
+    from evalsuite import show as reader
     from evalsuite.plan import Ask, check_profile, make_plan, parse_lengths
     from evalsuite.progress import Bar, Lines
     from evalsuite.store import check_writable, read_index
@@ -148,15 +149,19 @@ def run(
     backend = backends.load(model, device=device, dtype=dtype, batch_tokens=batch_tokens)
     plan = make_plan(backend, chosen, ask)
     directory = out / "runs" / plan.run_id
+    if text := reader.too_long(plan):
+        warn(text)
     if dry_run:
-        echo_plan(plan.summary(read_index(directory, warn).done), runfile.rate(directory))
+        rows = plan.summary(read_index(directory, warn).done)
+        echo_table(*reader.plan_table(rows))
+        echo(reader.estimate(rows, runfile.rate(directory)))
         echo(f"records would go to {directory}")
         return
     echo(f"records go to {directory}", error=True)
     progress = Bar() if sys.stderr.isatty() else Lines(lambda text: echo(text, error=True))
     outcome = runner.run(plan, backend, directory, passed, warn, progress)
     echo_scores(directory)
-    echo_outcome(outcome)
+    echo(reader.outcome_line(outcome), error=True)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -224,34 +229,15 @@ def echo_prompts(records: list[Record], passed: dict[str, str]) -> None:
     from evalsuite import backends
     from evalsuite import show as reader
 
-    options = _task_options(passed)
     backend = backends.load(passed["model"], device=passed["device"], dtype=passed.get("dtype"))
     for record in {record.key: record for record in records}.values():
         title = f"{record.task} at {record.length}, sample {record.sample_id}"
-        made = reader.prompts(record, backend, registry.resolve, options)
+        made = reader.prompts(record, backend, registry.resolve, _task_options(passed))
         if made is None:
             echo(f"{title}: the prompt cannot be made again (task, model or haystack have changed)")
         for text in made or ():
             echo(f"{title}: the prompt, {len(text)} characters")
-            echo(text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}\n[...]\n{text[-_SHOWN // 2 :]}")
-
-
-def _task_options(passed: dict[str, str]) -> dict[str, str]:
-    names: tuple[str, ...] = ("haystack", "budget")
-    return {name: passed[name] for name in names if name in passed}
-
-
-def echo_plan(rows: Sequence[CellSummary], rate: float | None) -> None:
-    """Print what a run would ask and how long it may take."""
-    from evalsuite.progress import duration
-
-    echo_table(
-        ("task", "profile", "length", "samples", "done", "requests", "tokens"),
-        [(r.task, r.protocol, r.length or "-", r.samples, r.done, r.requests, f"{r.tokens:,}") for r in rows],
-    )
-    tokens = sum(row.tokens for row in rows)
-    estimate = f"about {duration(tokens / rate)} at {rate:,.0f} tokens/s" if rate else "unknown until the first answers"
-    echo(f"{sum(row.requests for row in rows)} requests, {tokens:,} tokens to read; time: {estimate}")
+            echo(reader.abridged(text))
 
 
 def echo_scores(directory: Path) -> None:
@@ -259,24 +245,12 @@ def echo_scores(directory: Path) -> None:
     from evalsuite import show as reader
     from evalsuite.store import read_records
 
-    rows = reader.cells(read_records(directory, warn))
-    echo_table(
-        ("task", "profile", "length", "metric", "n", "failed", "mean"),
-        [(*row[:2], row.length or "-", *row[3:6], "-" if row.mean is None else f"{row.mean:.4f}") for row in rows],
-    )
+    echo_table(*reader.score_table(reader.cells(read_records(directory, warn))))
 
 
-def echo_outcome(outcome: Outcome) -> None:
-    """Say in one line what an invocation did, and what to do about what it could not."""
-    from evalsuite.progress import duration
-
-    text = f"{outcome.answered} samples answered in {duration(outcome.seconds)}, {outcome.before} were there before"
-    if outcome.failed:
-        text += f"; {outcome.failed} failed: the results are partial, the same command asks them again"
-    if outcome.signal is not None:
-        left = outcome.planned - outcome.before - outcome.answered
-        text += f"; interrupted with {left} to go: the same command goes on"
-    echo(text, error=True)
+def _task_options(passed: dict[str, str]) -> dict[str, str]:
+    names: tuple[str, ...] = ("haystack", "haystack_offset", "budget")
+    return {name: passed[name] for name in names if name in passed}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

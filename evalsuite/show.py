@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 from evalsuite import runfile
 from evalsuite.names import quoted, suggest
-from evalsuite.plan import Ask, Plan, make_plan
+from evalsuite.plan import Ask, CellSummary, Plan, make_plan
+from evalsuite.progress import duration
+from evalsuite.runner import Outcome
 from evalsuite.schema import Record
 from evalsuite.store import Warn, in_use, read_records
 from evalsuite.types import Backend, Generate, LogLikelihood, Request, Sample, Task
@@ -103,6 +105,56 @@ def passed(directory: Path) -> dict[str, Any]:
     if not invocations or not isinstance(invocations[-1].get("passed"), dict):
         raise DataError(f"cannot read {directory / runfile.NAME}: it holds no settings")
     return dict(invocations[-1]["passed"])
+
+
+Table = tuple[Sequence[str], list[tuple[object, ...]]]
+
+
+def score_table(scores: Sequence[CellScore]) -> Table:
+    """Header and rows of a run's scores."""
+    header = ("task", "profile", "length", "metric", "n", "failed", "mean")
+    return header, [
+        (c.task, c.protocol, c.length or "-", c.metric, c.n, c.failed, "-" if c.mean is None else f"{c.mean:.4f}")
+        for c in scores
+    ]
+
+
+def plan_table(rows: Sequence[CellSummary]) -> Table:
+    """Header and rows of what a run would ask."""
+    header = ("task", "profile", "length", "samples", "done", "requests", "tokens")
+    return header, [(r.task, r.protocol, r.length or "-", r.samples, r.done, r.requests, f"{r.tokens:,}") for r in rows]
+
+
+def estimate(rows: Sequence[CellSummary], rate: float | None) -> str:
+    """What a run would cost, in one line; `rate` in tokens a second, where one was measured."""
+    tokens = sum(row.tokens for row in rows)
+    time = f"about {duration(tokens / rate)} at {rate:,.0f} tokens/s" if rate else "unknown until the first answers"
+    return f"{sum(row.requests for row in rows)} requests, {tokens:,} tokens to read; time: {time}"
+
+
+def too_long(plan: Plan) -> str:
+    """A warning where a length is beyond the model's window, else nothing."""
+    window = plan.info.window
+    longest = max((cell.setting.length or 0 for cell in plan.cells), default=0)
+    if window is None or longest <= window:
+        return ""
+    return f"length {longest} is beyond the {window} tokens that {plan.info.name} can see: longer prompts are cut"
+
+
+def outcome_line(outcome: Outcome) -> str:
+    """What an invocation did, and what to do about what it could not, in one line."""
+    text = f"{outcome.answered} samples answered in {duration(outcome.seconds)}, {outcome.before} were there before"
+    if outcome.failed:
+        text += f"; {outcome.failed} failed: the results are partial, the same command asks them again"
+    if outcome.signal is not None:
+        left = outcome.planned - outcome.before - outcome.answered
+        text += f"; interrupted with {left} to go: the same command goes on"
+    return text
+
+
+def abridged(text: str, limit: int = 2000) -> str:
+    """`text`, without its middle where it is longer than `limit` characters."""
+    return text if len(text) <= limit else f"{text[: limit // 2]}\n[...]\n{text[-limit // 2 :]}"
 
 
 def prompts(

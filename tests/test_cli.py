@@ -1,10 +1,12 @@
 """The command line: its surface is frozen, a mistake is one line with the right code, and nothing else is written."""
 
 import ast
+import dataclasses
 import errno
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +26,7 @@ from gdn2.errors import UserError
 # Adding a command or an option means adding it here.
 SURFACE = {
     "run": "--model --tasks --lengths --samples --profile --haystack --seed --out --device --dtype --batch-tokens "
-    "--budget --dry-run",
+    "--haystack-offset --budget --dry-run",
     "list": "what --out",
     "show": "run --sample --out",
 }
@@ -125,6 +127,21 @@ def test_a_dry_run_prices_and_writes_nothing(capsys):
     assert re.search(r"toy_find\s+exact\s+256\s+3\s+2\s+1\s+\d+", out) and "tokens/s" in out and files() == before
 
 
+def test_a_length_beyond_the_window_is_said(capsys, monkeypatch):
+    from evalsuite.backends import scripted
+
+    load = scripted.load
+
+    def short(spec):
+        backend = load(spec)
+        backend.info = dataclasses.replace(backend.info, window=300)
+        return backend
+
+    monkeypatch.setattr(scripted, "load", short)
+    assert "warning: length 512 is beyond the 300 tokens" in call(capsys, *options(lengths="256,512"), "--dry-run")[2]
+    assert call(capsys, *options(), "--dry-run")[2] == ""
+
+
 def test_failures_are_told_and_have_their_code(capsys, monkeypatch):
     score = type(tasks.resolve("toy_find")[0]).score
 
@@ -174,6 +191,7 @@ BAD = [
     ("--batch-tokens", "1", 2),
     ("--batch-tokens", "many", 2),
     ("--budget", "0", 2),
+    ("--haystack-offset", "", 2),
     ("--colour", "red", 2),
 ]
 
@@ -369,3 +387,76 @@ def test_only_echo_prints(root):
                     if name in printing or (name, owner) == ("echo", "typer"):
                         found.add((function.name, name))
     assert found == {("echo", "print"), ("_report", "write")}
+
+
+def process(root, *arguments, **more):
+    """The command in a process of its own, with the real tasks."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(root / "cli.py"), *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+
+
+RULER = ["run", "--model", "scripted:perfect", "--tasks", "ruler", "--lengths", "1k", "--samples", "3"]
+
+
+def test_ruler_is_answered_perfectly_by_who_looks_and_never_by_who_says_nothing(root):
+    done = process(root, *RULER)
+    out, err = done.communicate(timeout=60)
+    assert done.returncode == 0, err
+    assert re.findall(r"string_match_all\s+3\s+0\s+([\d.]+)\n", out) == ["1.0000"] * 8
+    records = read_records(run_directory())
+    assert len(records) == 24 and all(r.decided_early and r.depth is not None and r.data for r in records)
+    assert all(1024 - 8 <= r.prompt_tokens + 128 <= 1024 for r in records)
+    done = process(root, *RULER, "--model", "scripted:nothing")
+    out, _ = done.communicate(timeout=60)
+    assert done.returncode == 0 and re.findall(r"string_match_all\s+3\s+0\s+([\d.]+)\n", out) == ["0.0000"] * 8
+    assert len(list(Path("results/runs").iterdir())) == 2
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_has_its_code_and_the_same_command_goes_on(root, number, code):
+    slow = process(root, *RULER, "--model", "scripted:perfect:200ms")
+    end = time.monotonic() + 20
+    while not [f for f in Path().glob("results/runs/*/records.jsonl") if f.stat().st_size] and time.monotonic() < end:
+        time.sleep(0.01)
+    slow.send_signal(number)
+    asked = time.monotonic()
+    out, err = slow.communicate(timeout=20)
+    assert slow.returncode == code and time.monotonic() - asked < 5
+    assert "to go: the same command goes on" in err and "Traceback" not in err
+    kept = len(read_records(run_directory()))
+    assert 0 < kept < 24
+    done = process(root, *RULER)
+    _, err = done.communicate(timeout=60)
+    assert done.returncode == 0 and f"{24 - kept} samples answered" in err and f"{kept} were there before" in err
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b" \n\n", b"good text \xff\xfe", None], ids=["empty", "blank", "bytes", "none"]
+)
+def test_a_haystack_that_is_none_is_exit_code_3_and_nothing_is_written(root, tmp_path, content):
+    (tmp_path / "hay").mkdir()
+    file = tmp_path / "hay" / "hay.txt"
+    if content is not None:
+        file.write_bytes(content)
+    done = process(root, *RULER, "--haystack", str(file), cwd=tmp_path)
+    out, err = done.communicate(timeout=60)
+    assert done.returncode == 3 and out == "" and err.count("\n") == 1 and "hay.txt" in err
+    assert not (tmp_path / "results").exists()
+
+
+def test_two_signals_end_it_at_once(root):
+    stuck = (
+        "import os, signal, time\n"
+        "from evalsuite.interrupt import Interrupted, Signals\n"
+        "with Signals() as signals:\n"
+        "    with signals.held():\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        print('held', flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(20)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", stuck], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "held\n") and time.monotonic() - start < 5
