@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from gdn2.mixers.attention import Attention, AttentionConfig
 from gdn2.mixers.deltanet import DeltaNet, DeltaNetConfig
 from gdn2.mixers.frame import Cost, LayerState, Mixer
 from gdn2.mixers.gdn import GatedDeltaNet, GDNConfig
@@ -14,6 +15,7 @@ from gdn2.mixers.kda import KDAConfig, KimiDeltaAttention
 __all__ = ["REGISTRY", "Cost", "LayerState", "Mixer", "build"]
 
 REGISTRY: dict[str, tuple[type[Mixer], type]] = {
+    "attention": (Attention, AttentionConfig),
     "deltanet": (DeltaNet, DeltaNetConfig),
     "gdn": (GatedDeltaNet, GDNConfig),
     "gdn2": (GatedDeltaNet2, GDN2Config),

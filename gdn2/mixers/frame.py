@@ -20,8 +20,10 @@ class Cost(NamedTuple):
     """What one layer costs. Stated by formula and checked against the built module."""
 
     params: int
-    flops_per_token: int  # forward, recurrent form; a multiply-add is 2
+    flops_per_token: int  # forward, recurrent form; a multiply-add is 2; a sliding window counts as full
     state_bytes: int  # a sequence, at bf16 activations and fp32 recurrent state
+    flops_per_past_token: int = 0  # full attention: what each earlier token adds to flops_per_token
+    bytes_per_token: int = 0  # full attention: what each token adds to state_bytes
 
 
 class Mixer(nn.Module, ABC):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gdn2.mixers import LayerState
 
@@ -39,14 +40,25 @@ class State:
         at = torch.as_tensor(index, dtype=torch.int64, device=self.seen.device)
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             for key, tensor in mine.items():
-                tensor[at] = theirs[key].to(tensor.dtype)
+                mine[key], new = _alike([tensor, theirs[key].to(tensor.dtype)])
+                mine[key][at] = new
         self.seen[at] = other.seen
 
     @staticmethod
     def concat(states: Sequence[State]) -> State:
         """The sequences of several states, one after the other."""
         layers = [
-            {key: torch.cat([s.layers[i][key] for s in states]) for key in states[0].layers[i]}
+            {key: torch.cat(_alike([s.layers[i][key] for s in states])) for key in states[0].layers[i]}
             for i in range(len(states[0].layers))
         ]
         return State(layers, torch.cat([s.seen for s in states]))
+
+
+def _alike(tensors: list[Tensor]) -> list[Tensor]:
+    """Caches that have grown to different lengths [N, ..., L, ...], the shorter ones filled up with zeros."""
+    shapes = [t.shape[1:] for t in tensors]
+    if len(set(shapes)) == 1:
+        return tensors
+    longest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    missing = [[want - have for want, have in zip(longest, shape, strict=True)] for shape in shapes]
+    return [pad(t, [x for n in reversed(gap) for x in (0, n)]) for t, gap in zip(tensors, missing, strict=True)]

@@ -12,7 +12,8 @@ from gdn2.ragged import Ragged
 from tests.gdn2.mixers.transcribed import delta_family
 from tests.gdn2.mixers.variants import CASES, IDS, make, tokens
 
-FAMILY = [(case, label) for case, label in zip(CASES, IDS, strict=True) if case[0] in ("gdn2", "kda", "gdn", "deltanet")]
+NAMES = ("gdn2", "kda", "gdn", "deltanet")
+FAMILY = [(case, label) for case, label in zip(CASES, IDS, strict=True) if case[0] in NAMES]
 GROUPED = {"n_heads": 2, "n_value_heads": 4, "d_key": 8, "d_value": 8}
 
 
@@ -73,7 +74,7 @@ def test_beta_and_decay_belong_to_the_value_head(name: str) -> None:
         assert not torch.allclose(after[:, 1], before[:, 1])
 
 
-@pytest.mark.parametrize("name", ["gdn2", "gdn", "kda", "deltanet"])
+@pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_queries_are_scaled_after_the_norm(name: str) -> None:
     mixer, x = make(name, {"n_heads": 2, "d_key": 8, "d_value": 8}), tokens(20)

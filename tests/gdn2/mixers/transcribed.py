@@ -91,3 +91,40 @@ def delta_family(name: str, mixer: Mixer, x: Tensor, options: dict[str, Any]) ->
         gate = w.linear(x, "g_proj.0", "g_proj.1")
         y = y * (F.silu(gate) if name == "gdn2" and options.get("gate") != "sigmoid" else torch.sigmoid(gate))
     return w.linear(y, "o_proj")
+
+
+def turned(x: Tensor, rotary: int, base: float) -> Tensor:
+    """x [T, heads, d] with channel i of the first `rotary` turned against channel i + rotary/2 as complex numbers."""
+    half = rotary // 2
+    at = torch.arange(x.shape[0], dtype=torch.float64)[:, None]
+    angle = at / base ** (torch.arange(half, dtype=torch.float64) * 2 / max(rotary, 1))
+    pairs = torch.complex(x[..., :half], x[..., half:rotary]) * torch.polar(torch.ones_like(angle), angle)[:, None]
+    return torch.cat([pairs.real, pairs.imag, x[..., rotary:]], -1)
+
+
+def attention(mixer: Mixer, x: Tensor, options: dict[str, Any]) -> Tensor:
+    """Softmax attention on tokens x [T, D] in fp64, query by query: y [T, D]."""
+    w, heads, width = Weights(mixer), options["n_heads"], options["d_head"]
+    kv_heads = options.get("n_kv_heads") or heads
+    projected = [w.linear(x, f"{n}_proj") for n in "qkv"]
+    if options.get("conv_taps"):
+        projected = [w.conv(p, f"{n}_conv1d") for p, n in zip(projected, "qkv", strict=True)]
+    norm = options.get("qk_norm", "none")
+    if norm == "all":
+        projected[:2] = [normed(p, w[f"{n}_norm.weight"], 1e-6) for p, n in zip(projected[:2], "qk", strict=True)]
+    q, k, v = (p.unflatten(-1, (-1, width)) for p in projected)
+    if norm == "head":
+        q, k = normed(q, w["q_norm.weight"], 1e-6), normed(k, w["k_norm.weight"], 1e-6)
+    rotary = options.get("rotary")
+    rotary = width if rotary is None else rotary
+    q, k = (turned(p, rotary, options.get("rotary_base", 1e4)) for p in (q, k))
+    k, v = (p.repeat_interleave(heads // kv_heads, 1) for p in (k, v))
+    out = []
+    for t in range(x.shape[0]):
+        first = max(0, t + 1 - (options.get("window") or t + 1))
+        scores = torch.einsum("hd,shd->hs", q[t], k[first : t + 1]) / width**0.5
+        out.append(torch.einsum("hs,shd->hd", scores.softmax(-1), v[first : t + 1]))
+    y = torch.stack(out).flatten(1)
+    if options.get("gate"):
+        y = y * w.linear(x, "g_proj").sigmoid()
+    return w.linear(y, "o_proj")

@@ -1,4 +1,4 @@
-"""Small mixers of every registered kind, for the contract tests. A mixer without an entry is tested as it is by default."""
+"""Small mixers of every registered kind for the contract tests; one without an entry is tested with its defaults."""
 
 from __future__ import annotations
 
@@ -22,6 +22,21 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         "sigmoid, range 2": {"n_heads": 2, "d_key": 8, "d_value": 8, "beta_max": 2, "gate": "sigmoid"},
     },
     "deltanet": {"": {"n_heads": 2, "d_key": 8, "d_value": 12}},
+    "attention": {
+        "full": {"n_heads": 2, "d_head": 16},
+        "window": {"n_heads": 2, "d_head": 16, "window": 40},
+        "wide window, grouped": {"n_heads": 4, "n_kv_heads": 2, "d_head": 8, "window": 200, "rotary": 4},
+        "one key head, normed, gated": {
+            "n_heads": 3,
+            "n_kv_heads": 1,
+            "d_head": 8,
+            "qk_norm": "head",
+            "gate": True,
+            "rotary": 0,
+            "qkv_bias": True,
+        },
+        "convolved": {"n_heads": 1, "d_head": 16, "conv_taps": 4, "qk_norm": "all", "out_bias": True, "window": 64},
+    },
 }
 
 CASES = [

@@ -1,0 +1,158 @@
+"""Causal softmax attention over one sequence at a time, in blocks of queries, so memory stays flat in the length.
+
+Without gradients on a CPU every product has a shape that depends on the tokens' own positions alone: queries come in
+blocks of `BLOCK` positions, counted from the sequence's first token, keys in segments that start where such a block
+does. A result is then the same, bit for bit, in any batch and in any pieces. Elsewhere torch's own attention does it.
+
+Axes: T tokens, S keys, G key heads, R query heads a key head, d head width, N sequences, L slots of a cache.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BLOCK = 64  # queries of one product
+SEGMENT = 1024  # keys of one product
+SLOTS = 256  # a cache that grows does so by this many slots
+WIDE_BLOCK = 1024  # queries of one call of torch's attention
+FLOOR = -1e30  # below every score, but finite: a row whose keys are all hidden stays zero instead of becoming NaN
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None) -> Tensor:
+    """Attention of the last T of the sequence's tokens read so far.
+
+    Args:
+        q: queries of positions start, start + 1, ...                              [T, G, R, d]
+        k, v: keys and values that end at the last query's position; as many as its window or the past has [S, G, d]
+        start: tokens of the sequence before q.
+        window: tokens a query sees, itself included; None is all before it.
+
+    Returns:
+        [T, G, R, d]
+    """
+    if q.shape[0] == 0:
+        return q
+    if torch.is_grad_enabled() or q.is_cuda:
+        return _in_wide_blocks(q, k, v, start, window)
+    return _in_blocks(q, k, v, start, window)
+
+
+def first_key(block_start: int, window: int | None) -> int:
+    """The first key position that queries from `block_start` on are multiplied with: a multiple of `BLOCK`."""
+    return 0 if window is None else max(0, (block_start - window + 1) // BLOCK * BLOCK)
+
+
+def _in_blocks(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None) -> Tensor:
+    tokens, groups, share, width = q.shape
+    dtype = q.dtype
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    begin, end = start // BLOCK * BLOCK, -(-(start + tokens) // BLOCK) * BLOCK
+    base, last = first_key(begin, window), start + tokens
+    q = F.pad((q * width**-0.5).to(wide).flatten(1), (0, 0, start - begin, end - last))
+    q = q.view(-1, BLOCK, groups, share, width).permute(0, 2, 3, 1, 4).flatten(2, 3).contiguous()  # [blocks, G, R C, d]
+    first = last - k.shape[0]
+    k, v = (_span(x.to(wide), first, base, end) for x in (k, v))  # [G, S, d]
+    out = torch.empty_like(q)
+    row = torch.arange(BLOCK, device=q.device).repeat(share)[:, None]
+    for i, block in enumerate(range(begin, end, BLOCK)):
+        state = _empty(q[i])
+        for low in range(first_key(block, window), block + BLOCK, SEGMENT):
+            high = min(low + SEGMENT, block + BLOCK)
+            key = torch.arange(low, high, device=q.device)
+            hidden = key > block + row
+            if window is not None:
+                hidden = hidden | (key <= block + row - window)
+            keys, values = k[:, low - base : high - base], v[:, low - base : high - base]
+            state = _fold(state, (q[i] @ keys.mT).masked_fill(hidden, -torch.inf), values)
+        out[i] = state[2] / state[1]
+    out = out.view(-1, groups, share, BLOCK, width).permute(0, 3, 1, 2, 4).reshape(-1, groups, share, width)
+    return out[start - begin : last - begin].to(dtype)
+
+
+def _span(x: Tensor, first: int, low: int, high: int) -> Tensor:
+    """Positions low to high of x [S, G, d], which starts at position `first`; zeros where it has none: [G, S', d]."""
+    if first < low:
+        x, first = x[low - first :], low
+    x = F.pad(x.flatten(1), (0, 0, first - low, high - first - x.shape[0])).view(high - low, *x.shape[1:])
+    return x.transpose(0, 1).contiguous()
+
+
+def _empty(q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Highest score, sum of weights and weighted values of no keys at all."""
+    top = q.new_full((*q.shape[:-1], 1), FLOOR)
+    return top, torch.zeros_like(top), torch.zeros_like(q)
+
+
+def _fold(state: tuple[Tensor, Tensor, Tensor], scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Take further keys in, scores [..., C, S] and values [..., S, d]. Hidden keys change nothing, not even a bit."""
+    top, total, sums = state
+    higher = torch.maximum(top, scores.amax(-1, keepdim=True))
+    weights = torch.exp(scores - higher)
+    shrink = torch.exp(top - higher)
+    return higher, total * shrink + weights.sum(-1, keepdim=True), sums * shrink + weights @ values
+
+
+def _in_wide_blocks(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None) -> Tensor:
+    tokens, groups, share, width = q.shape
+    first = start + tokens - k.shape[0]
+    k, v = (x.transpose(0, 1).repeat_interleave(share, 0)[None] for x in (k, v))  # [1, H, S, d]
+    q = q.flatten(1, 2).transpose(0, 1)[None]
+    out = []
+    begin = start // WIDE_BLOCK * WIDE_BLOCK
+    for block in range(begin, start + tokens, WIDE_BLOCK):
+        low, high = max(block, start), min(block + WIDE_BLOCK, start + tokens)
+        oldest = max(first, first_key(low, window))
+        mine = q[:, :, low - start : high - start]
+        keys, values = (x[:, :, oldest - first : high - first] for x in (k, v))
+        query, key = (torch.arange(a, high, device=q.device) for a in (low, oldest))
+        visible = key <= query[:, None]
+        if window is not None:
+            visible = visible & (key > query[:, None] - window)
+        out.append(F.scaled_dot_product_attention(mine, keys, values, attn_mask=visible))
+    return torch.cat(out, 2)[0].transpose(0, 1).unflatten(1, (groups, share))
+
+
+def attend_together(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """Training's case: N sequences of one length, none begun. q [N, T, G, R, d], k, v [N, T, G, d] to q's shape."""
+    _, tokens, groups, share, _ = q.shape
+    k, v = (x.transpose(1, 2).repeat_interleave(share, 1) for x in (k, v))
+    q = q.flatten(2, 3).transpose(1, 2)
+    if window is None or window >= tokens:
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    else:
+        at = torch.arange(tokens, device=q.device)
+        visible = (at <= at[:, None]) & (at > at[:, None] - window)
+        o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    return o.transpose(1, 2).unflatten(2, (groups, share))
+
+
+def attend_cached(q: Tensor, k: Tensor, v: Tensor, filled: Tensor, ring: bool) -> Tensor:
+    """One query a sequence over the slots of its cache, in whatever order they are.
+
+    Args:
+        q: [N, G, R, d]; k, v: [N, G, L, d]; filled: how many of the first slots hold tokens, int64 [N].
+        ring: the cache has one fixed size; else it grows, by `SLOTS` at a time.
+
+    Returns:
+        [N, G, R, d]. A row depends on no other row, nor on how far the others' caches have grown.
+    """
+    slots = k.shape[2]
+    hidden = torch.arange(slots, device=q.device) >= filled[:, None, None, None]  # [N, 1, 1, L]
+    if q.is_cuda:
+        share = q.shape[2]
+        k, v = (x.repeat_interleave(share, 1) for x in (k, v))
+        return F.scaled_dot_product_attention(q.flatten(1, 2)[:, :, None], k, v, attn_mask=~hidden).view_as(q)
+    dtype = q.dtype
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    q = (q * q.shape[-1] ** -0.5).to(wide)
+    single = q.shape[2] == 1  # a product with a vector rounds by the size of the batch, one with a matrix does not
+    q = q.expand(-1, -1, 2, -1).contiguous() if single else q.contiguous()
+    state = _empty(q)
+    for low in range(0, slots, slots if ring else SLOTS):
+        part = slice(low, low + (slots if ring else SLOTS))
+        keys, values = (x[:, :, part].to(wide).contiguous() for x in (k, v))
+        state = _fold(state, (q @ keys.mT).masked_fill(hidden[..., part], -torch.inf), values)
+    o = (state[2] / state[1]).to(dtype)
+    return o[:, :, :1] if single else o
