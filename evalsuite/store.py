@@ -58,14 +58,18 @@ def check_writable(directory: Path) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
+    """Replace `path` by `content`, as `write_file` does."""
+    write_file(path, (json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii"))
+
+
+def write_file(path: Path, content: bytes) -> None:
     """Replace `path` by `content` at once or not at all: temporary file beside it, fsync, rename, fsync of both."""
-    text = json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage(path):
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
             try:
-                _write_all(descriptor, text.encode("ascii"))
+                _write_all(descriptor, content)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)

@@ -61,6 +61,14 @@ def csv(text: str) -> str:
     return f"'{safe}" if _FORMULA.match(safe) else safe
 
 
+def figure(text: str, limit: int = 40) -> str:
+    """A short label for a plot whose text is not parsed as mathematics; what its font lacks becomes a question mark."""
+    safe = "".join(c if ord(c) < 0x250 else "?" for c in one_line(text))
+    # matplotlib leaves labels with a leading underscore out of legends.
+    shown = f" {safe}" if safe.startswith("_") else safe
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+
+
 def html(text: str) -> str:
     """Text for an element or a quoted attribute."""
     return _html.escape(plain(text), quote=True)

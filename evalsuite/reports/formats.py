@@ -6,12 +6,14 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from evalsuite.names import quoted
 from evalsuite.reports import escape
 from evalsuite.reports.tables import Cell, Column, Note, Row, Table, column_label, variant_label
+from evalsuite.store import storage, write_file
 from gdn2.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -32,6 +34,14 @@ def format_of(path: Path) -> Format:
 def render(table: Table, form: Format) -> str:
     """The table as text of the given format, ending in a newline."""
     return {"markdown": markdown, "latex": latex, "csv": to_csv}[form](table)
+
+
+def write(table: Table, path: Path) -> None:
+    """Write the table to `path` in the format of its suffix, replacing what is there."""
+    text = render(table, format_of(path))
+    with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, text.encode("utf-8"))
 
 
 def check(table: Table, path: Path) -> None:
@@ -101,10 +111,15 @@ def _dagger(text: str) -> str:
     return r"$^\dagger$".join(map(escape.latex, text.split(MARK)))
 
 
-def _shown(table: Table, places: Sequence[int]) -> list[Row]:
-    """Rows with a figure at `places`; models of ours do not show for the sake of a published one alone."""
-    measured = [i for i in places if table.columns[i].source == "measured"] or places
-    return [row for row in table.rows if any(row.cells[i] for i in (measured if row.checkpoint else places))]
+def _shown(table: Table, ours: Sequence[int], theirs: Sequence[int]) -> list[Row]:
+    """Rows with a figure; models of ours do not show for the sake of a published one alone."""
+    return [row for row in table.rows if any(row.cells[i] for i in (ours if row.checkpoint else theirs))]
+
+
+def _published(rows: Sequence[Row]) -> list[Row]:
+    """One row for each model of the paper among `rows`, by the paper's name."""
+    models = {(row.family, row.mixer): row for row in rows}
+    return [replace(row, name=row.mixer, params=0, checkpoint="") for row in models.values()]
 
 
 def terminal(table: Table, width: int = 100) -> str:
@@ -120,12 +135,13 @@ def terminal(table: Table, width: int = 100) -> str:
     console.print(Text(table.title + _samples(table)))
     for task, variant in table.groups():
         ours, theirs = (table.places(task, variant, source) for source in ("measured", "published"))
-        whole = _grid(table, ours, theirs)
+        rows = _shown(table, ours, theirs)
+        whole = _grid(table, rows, ours, theirs)
         if not theirs or console.measure(whole, options=console.options.update(max_width=1000)).maximum <= width:
             console.print(whole)
         else:
-            console.print(_grid(table, ours, []))
-            console.print(_grid(table, [], theirs))
+            console.print(_grid(table, [row for row in rows if row.checkpoint], ours, []))
+            console.print(_grid(table, _published(rows), [], theirs))
     for note in table.notes:
         console.print(Text(_note(note, escape.terminal)))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
@@ -135,12 +151,11 @@ def _samples(table: Table) -> str:
     return f" (n = {table.n} samples a cell)" if table.n is not None else ""
 
 
-def _grid(table: Table, ours: list[int], theirs: list[int]) -> Grid:
+def _grid(table: Table, rows: list[Row], ours: list[int], theirs: list[int]) -> Grid:
     from rich import box
     from rich.table import Table as Grid
     from rich.text import Text
 
-    rows = _shown(table, [*ours, *theirs])
     title = escape.terminal(variant_label(table.columns[(ours + theirs)[0]])) + ("" if ours else ", published")
     grid = Grid(box=box.SIMPLE_HEAD, title=Text(title), title_justify="left", pad_edge=False)
     grid.add_column("model")
@@ -156,7 +171,7 @@ def _grid(table: Table, ours: list[int], theirs: list[int]) -> Grid:
             grid.add_row(name, *cells, *(Text(_figure(row.cells[i])) for i in theirs))
     if ours:
         prompts = [Text(_prompt(i, rows).replace(" / ", "\n")) for i in ours]
-        grid.add_row(Text("prompt tokens, min\nprompt tokens, mean"), *prompts)
+        grid.add_row(Text("tokens, min\ntokens, mean"), *prompts)
     return grid
 
 
@@ -169,7 +184,7 @@ def markdown(table: Table) -> str:
     lines = [f"**{table.title}**{_samples(table)}", ""]
     for task, variant in table.groups():
         ours, theirs = (table.places(task, variant, source) for source in ("measured", "published"))
-        rows = _shown(table, [*ours, *theirs])
+        rows = _shown(table, ours, theirs)
         name, *rest = variant_label(table.columns[ours[0]]).split(" (", 1)
         lines += [f"**{_task_name(name)}**" + (f" {escape.markdown('(' + rest[0])}" if rest else ""), ""]
         heads = [column_label(table.columns[i]) for i in ours]
@@ -207,14 +222,13 @@ def latex(table: Table) -> str:
     notes = " ".join(_note(Note(_dagger(note.text), note.values), escape.latex) for note in table.notes)
     lines = ["% needs \\usepackage{booktabs,graphicx}", r"\begin{table}", r"\centering"]
     lines += [f"\\caption{{{escape.latex(table.title)}{count}. Sub- and superscripts: ends of the interval. {notes}}}"]
-    lines += _tabular(table, ours, "Measured")
+    lines += _tabular(table, _shown(table, ours, []), ours, "Measured")
     if theirs:
-        lines += [r"\par\medskip", *_tabular(table, theirs, "Published")]
+        lines += [r"\par\medskip", *_tabular(table, _published(table.rows), theirs, "Published")]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-def _tabular(table: Table, places: list[int], title: str) -> list[str]:
-    rows = _shown(table, places)
+def _tabular(table: Table, rows: list[Row], places: list[int], title: str) -> list[str]:
     groups: list[tuple[str, int]] = []
     for i in places:
         label = escape.latex(variant_label(table.columns[i]))
@@ -245,9 +259,8 @@ def _tabular(table: Table, places: list[int], title: str) -> list[str]:
 
 def _latex_row(table: Table, row: Row, places: list[int]) -> list[str]:
     measured = table.columns[places[0]].source == "measured"
-    name = row.name if measured or not row.checkpoint else row.mixer
     cells = [row.cells[i] for i in places]
-    lines = [" & ".join([escape.latex(name), *map(_latex_cell, cells)]) + r" \\"]
+    lines = [" & ".join([escape.latex(row.name), *map(_latex_cell, cells)]) + r" \\"]
     counts = [_count(cell, table.n) if cell and measured else "" for cell in cells]
     if any(counts):
         lines.append("".join(f" & {{\\scriptsize {count}}}" if count else " &" for count in counts) + r" \\")

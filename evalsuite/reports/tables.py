@@ -6,7 +6,7 @@ columns of their own. A table is a function of the records alone: the same recor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from evalsuite.reports import paper
@@ -58,10 +58,11 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A model. `name` came from outside: escape it. A row of published figures alone has no checkpoint."""
+    """A model. Its names came from outside: escape them. A row of published figures alone has no checkpoint."""
 
     family: str
-    name: str
+    model: str  # as the records have it
+    name: str  # with the checkpoint where the model's name is not enough
     mixer: str
     params: int
     checkpoint: str
@@ -159,7 +160,7 @@ def _rows(
     rows = []
     for (family, model, checkpoint, mixer, params), shown in models.items():
         name = f"{model} @{checkpoint[:8]}" if names.count((family, model)) > 1 else model
-        rows.append(Row(family, name, mixer, params, checkpoint, tuple(shown.get(c) for c in columns)))
+        rows.append(Row(family, model, name, mixer, params, checkpoint, tuple(shown.get(c) for c in columns)))
     return sorted(rows, key=_row_order)
 
 
@@ -183,12 +184,10 @@ def _with_published(columns: list[Column], rows: list[Row], keep_all: bool) -> t
         found = (wanted.get((family, mixer, c.task, c.length)) for c in added)
         return tuple(None if value is None else Cell(value) for value in found)
 
-    full = [
-        Row(r.family, r.name, r.mixer, r.params, r.checkpoint, r.cells + figures(r.family, r.mixer)) for r in rows
-    ]
+    full = [replace(row, cells=row.cells + figures(row.family, row.mixer)) for row in rows]
     for family, mixer in dict.fromkeys(key[:2] for key in wanted):
         if (family, mixer) not in measured:
-            full.append(Row(family, mixer, mixer, 0, "", (None,) * len(columns) + figures(family, mixer)))
+            full.append(Row(family, mixer, mixer, mixer, 0, "", (None,) * len(columns) + figures(family, mixer)))
     return columns + added, sorted(full, key=_row_order)
 
 
@@ -198,6 +197,7 @@ def _notes(
     notes = [Note("Mean score in percent, 95 % interval (Wilson; for fractional scores bootstrap over samples).")]
     if any(entry["n"] < entry["asked"] for entry in entries):
         notes.append(Note("† partial: fewer samples answered than asked."))
+    notes.append(Note("Tokens: shortest and mean prompt of a column, counted by each model's own tokenizer."))
     for name, text in (("protocol", "Protocol"), ("metric", "Metric")):
         notes.append(Note(text, tuple(sorted({entry[name] for entry in entries}))))
     versions = sorted({(task_label(e["task"]), e["task_version"], e["data"][:8]) for e in entries})
