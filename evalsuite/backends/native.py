@@ -19,6 +19,7 @@ import torch
 
 from evalsuite.backends.decoding import Decoding, Generation, greedy
 from evalsuite.backends.reading import CHUNK, Held, Job, Reader, Result
+from evalsuite.backends.selfcheck import first_bad_part
 from evalsuite.batching import share
 from evalsuite.types import Generate, Ids, LogLikelihood, ModelInfo, Request, Response, Rolling, Tokenizer
 from gdn2 import zoo
@@ -126,31 +127,40 @@ class _Work:
             index = self._asking[context]
             request = self._requests[index]
             if isinstance(request, Generate):
+                if first < 0:
+                    self._answer(index, Response(ended="error", error=self._blame(request.prompt.ids)))
+                    continue
                 self.decoding.add(Generation(index, request, result.held, first, self._started))
             elif isinstance(request, LogLikelihood):
-                self._continue(index, request.continuation.ids, result, first)
+                self._continue(index, request, result, first)
 
-    def _continue(self, index: int, rest: Ids, result: Result, first: int) -> None:
+    def _continue(self, index: int, request: LogLikelihood, result: Result, first: int) -> None:
         """Score a continuation: its first token from the end of the context, the others by reading it."""
         assert result.last is not None
+        rest = request.continuation.ids
+        ids = np.concatenate([request.context.ids, rest])
         self.tokens_asked += max(len(rest) - 1, 0)
         head = [result.last[int(rest[0])].item()] if len(rest) else []
         head_greedy = not len(rest) or first == int(rest[0])
 
         def done(tail: Result) -> None:
-            self._answer(index, self._scored([*head, *tail.logprobs], head_greedy and tail.greedy))
+            self._answer(index, self._scored(ids, [*head, *tail.logprobs], head_greedy and tail.greedy))
 
         if len(rest) > 1:
             self.reader.push(Job(rest[:-1], result.held, done, targets=rest[1:]))
         else:
-            self._answer(index, self._scored(head, head_greedy))
+            self._answer(index, self._scored(ids, head, head_greedy))
 
-    def _scored(self, logprobs: list[float], all_greedy: bool | None) -> Response:
+    def _blame(self, ids: Ids) -> str:
+        """Where in the model the values of a failed request stop being finite."""
+        tokens = torch.from_numpy(ids.astype(np.int64)).to(self._backend.model.embed.weight.device)
+        return f"values that are not finite, first in {first_bad_part(self._backend.model, tokens)}"
+
+    def _scored(self, ids: Ids, logprobs: list[float], all_greedy: bool | None) -> Response:
         total = math.fsum(logprobs) if all(map(math.isfinite, logprobs)) else math.nan
         latency = time.monotonic() - self._started
         if math.isnan(total):
-            error = "the model gave log-probabilities that are not finite"
-            return Response(ended="error", error=error, tokens=len(logprobs), latency_s=latency)
+            return Response(ended="error", error=self._blame(ids), tokens=len(logprobs), latency_s=latency)
         return Response(logprob=total, greedy=all_greedy, tokens=len(logprobs), latency_s=latency)
 
     def _roll(self, index: int, request: Rolling) -> None:
@@ -165,7 +175,7 @@ class _Work:
             if all(results):
                 through = [r for r in results if r is not None]
                 logprobs = [x for r, (_, skip, _) in zip(through, cuts, strict=True) for x in r.logprobs[skip:]]
-                self._answer(index, self._scored(logprobs, None))
+                self._answer(index, self._scored(request.document.ids, logprobs, None))
 
         for number, (ids, _, targets) in enumerate(cuts):
             self.tokens_asked += len(ids)
