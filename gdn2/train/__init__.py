@@ -1,1 +1,1 @@
-
+"""Training small models: configuration, data, optimiser, loop, checkpoints to go on from."""

@@ -31,6 +31,8 @@ POOL = 1 << 15  # sentences from which one stream takes its haystacks
 
 _WORDING: dict[str, Niah] = dict(zip(("noise", "essay", "uuid"), NIAH_TASKS, strict=False))  # the single-needle tasks
 
+TRIES = 20  # of drawing keys and values that fit a length
+
 Ids = NDArray[np.int32]
 Document = tuple[Ids, NDArray[np.float32]]
 
@@ -109,13 +111,12 @@ class EpisodeStream:
         if kind == "text":
             return self._text(rng, length)
         n_needles = rng.randint(*mixture.needles)
-        while True:
+        for _ in range(TRIES):
             document = self._episode(rng, kind, length, n_needles)
             if len(document[0]) <= high:
                 return document
-            if n_needles == 1:
-                raise UserError(f"length {high} is too short for this {kind} episode of {len(document[0])} tokens")
-            n_needles -= 1
+            n_needles = max(1, n_needles - 1)
+        raise UserError(f"length {high} is too short: {kind} episodes take {len(document[0])} tokens")
 
     def _text(self, rng: random.Random, length: int) -> Document:
         _, sentences = self._sentences(rng, length - 2)
