@@ -98,11 +98,16 @@ def test_what_may_not_be_mixed_has_a_run_of_its_own(toy, model, ask):
         assert not set(keys(plan)) & set(keys(other))
 
 
-@pytest.mark.parametrize("change", ["version", "name", "data"])
+@pytest.mark.parametrize("change", ["version", "name", "data", "prompt"])
 def test_a_task_that_changes_changes_its_keys(toy, change):
     task = toy.Find()
     if change == "data":
         task.data_digest = lambda setting: "moss"
+    elif change == "prompt":
+        sample = task.sample
+        task.sample = lambda i, setting, tokenizer: dataclasses.replace(
+            sample(i + 1, setting, tokenizer), id=sample(i, setting, tokenizer).id
+        )
     else:
         setattr(task, change, {"version": 2, "name": "toy_other"}[change])
     assert not set(keys(make_plan(backend(), [toy.Find()], ASK))) & set(keys(make_plan(backend(), [task], ASK)))

@@ -190,9 +190,20 @@ def test_a_disk_that_fills_up_stops_the_run(tmp_path, toy, monkeypatch):
             raise StorageError(f"cannot write {self.path}: No space left on device (0 bytes free)")
         append(self, records)
 
+    class Closing(ScriptedBackend):
+        closed = False
+
+        def answer(self, requests):
+            try:
+                yield from super().answer(requests)
+            finally:
+                self.closed = True
+
     monkeypatch.setattr(RunStore, "append", filling)
-    with pytest.raises(StorageError, match="No space"):
-        go(tmp_path, ScriptedBackend(perfect), [toy.Find()])
+    backend = Closing(perfect)
+    with pytest.raises(StorageError, match="No space") as caught:
+        go(tmp_path, backend, [toy.Find()])
+    assert backend.closed and caught.value.exit_code == 6
     assert len(read_records(tmp_path)) == 2
 
 

@@ -278,3 +278,51 @@ class Crashes(RuleBasedStateMachine):
 
 Crashes.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
 test_crashes = Crashes.TestCase
+
+
+def test_a_record_is_synced_before_it_is_acknowledged(tmp_path, monkeypatch):
+    calls = []
+    with opened(tmp_path) as store:
+        for name in ("write", "fsync"):
+            call = getattr(os, name)
+            monkeypatch.setattr(
+                store_module.os, name, lambda *a, name=name, call=call: (calls.append(name), call(*a))[1]
+            )
+        store.append([record(1), record(2)])
+        assert calls == ["write", "fsync"]
+        store.append([record(1)])
+        assert calls == ["write", "fsync"]
+        monkeypatch.undo()
+
+
+def test_a_write_in_pieces_is_whole_and_a_failing_one_leaves_nothing(tmp_path, monkeypatch):
+    write, fsync = os.write, os.fsync
+    with opened(tmp_path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(store_module.os, "write", lambda descriptor, data: write(descriptor, data[:7]))
+            store.append([record(1)])
+        with monkeypatch.context() as patch:
+            patch.setattr(store_module.os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.EIO, "I/O")))
+            with pytest.raises(StorageError, match="I/O"):
+                store.append([record(2)])
+        fsync(store._descriptor)
+        store.append([record(3)])
+    assert read_records(tmp_path) == [record(1), record(3)]
+
+
+def test_reading_grows_with_the_records_and_the_index_stays_small(tmp_path):
+    import tracemalloc
+
+    path = tmp_path / "records.jsonl"
+
+    def indexed(n):
+        path.write_text("".join(to_line(record(i, output="x" * 500)) for i in range(n)))
+        tracemalloc.start()
+        index = read_index(tmp_path)
+        held, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert index.done(record(n - 1).key)
+        return held, peak
+
+    (small, _), (large, peak) = indexed(1000), indexed(4000)
+    assert large / 4000 < 400 and large < 6 * small and peak < large + 500_000
