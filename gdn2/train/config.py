@@ -256,16 +256,19 @@ def _describe(kind: Any) -> str:
 
 
 def _line(text: str, where: tuple[str | int, ...]) -> int | None:
-    """The line of an entry, or of the table it belongs to."""
+    """The line of an entry, or of what it belongs to."""
     names = [part for part in where if isinstance(part, str)]
-    wanted = next((part for part in where if isinstance(part, int)), 0)
-    table, seen, inside = names[0] if names else "", -1, False
-    best = None
+    wanted = next((part for part in where if isinstance(part, int)), -1)
+    if not names:
+        return None
+    seen, inside = -1, len(names) == 1
+    found: dict[int, int] = {}  # how much of `names` a line matches, and the line
     for number, line in enumerate(text.splitlines(), 1):
         if header := re.match(r"\s*\[\[?\s*([\w.-]+)\s*\]", line):
-            seen += line.strip() == f"[[{table}]]"
-            inside = header[1].split(".")[0] == table and (seen in (-1, wanted))
-            best = number if inside and best is None else best
-        elif (inside or len(names) == 1) and names and re.match(rf"\s*{re.escape(names[-1])}\s*=", line):
-            return number
-    return best
+            seen += line.strip() == f"[[{names[0]}]]"
+            inside = header[1].split(".")[0] == names[0] and seen == wanted
+            if inside:
+                found.setdefault(0, number)
+        elif inside and (key := re.match(r"\s*([\w-]+)\s*=", line)) and key[1] in names:
+            found.setdefault(names.index(key[1]) + 1, number)
+    return found[max(found)] if found else None

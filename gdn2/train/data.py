@@ -175,6 +175,6 @@ def _work(opening: Opening, tokens: int, first: int, step: int, ready: Any) -> N
                     break
                 except queue.Full:
                     continue
+        ready.cancel_join_thread()  # nobody reads any more
     except UserError as error:
         ready.put(error)
-    ready.cancel_join_thread()
