@@ -118,7 +118,7 @@ class _Builder:
             if kind in ("text", "time"):
                 joined = [value for chunk in chunks for value in chunk]
                 made[name] = (
-                    pd.Series(joined, dtype="str")
+                    pd.Series(list(map(_storable, joined)), dtype="str")
                     if kind == "text"
                     else pd.to_datetime(joined, utc=True, format="ISO8601", errors="coerce")
                 )
@@ -130,8 +130,16 @@ class _Builder:
     def _categorical(self, name: str, codes: Any) -> pd.Categorical:
         import pandas as pd
 
-        values = pd.Index(["" if value is None else str(value) for value in self.codes[name]], dtype="str")
-        return pd.Categorical.from_codes(codes, categories=values)
+        texts = [_storable(value) for value in self.codes[name]]
+        places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        merged = np.asarray([places[text] for text in texts], dtype=np.int32)[codes]
+        return pd.Categorical.from_codes(merged, categories=pd.Index(list(places), dtype="str"))
+
+
+def _storable(value: object) -> str:
+    """`value` as a text that UTF-8 can hold: a model may write half a surrogate pair."""
+    text = "" if value is None else str(value)
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _empty(kind: Kind) -> str:

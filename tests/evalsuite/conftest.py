@@ -17,3 +17,13 @@ def toy() -> ModuleType:
     sys.modules["toy"] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def synthetic() -> ModuleType:
+    """Made-up records and the tables that follow from them; `synthetic.HOME` holds both."""
+    path = Path(__file__).with_name("synthetic.py")
+    spec = importlib.util.spec_from_file_location("synthetic", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
