@@ -116,9 +116,7 @@ class Source:
             depth=next((d for d, (_, value) in zip(depths, pairs, strict=True) if value == answers[0]), 0.0),
         )
 
-    def _essay(
-        self, size: int, pairs: list[tuple[str, str]]
-    ) -> tuple[str, list[tuple[str, str]], list[float]]:
+    def _essay(self, size: int, pairs: list[tuple[str, str]]) -> tuple[str, list[tuple[str, str]], list[float]]:
         words = self.words
         if self.repeats and size > len(words):
             words = words * -(-size // len(words))
@@ -131,9 +129,7 @@ class Source:
         parts.append(" ".join(sentences[cuts[-1] :]))
         return " ".join(parts), pairs, [percent / 100 for percent in sorted(percents)]
 
-    def _lines(
-        self, size: int, pairs: list[tuple[str, str]]
-    ) -> tuple[str, list[tuple[str, str]], list[float]]:
+    def _lines(self, size: int, pairs: list[tuple[str, str]]) -> tuple[str, list[tuple[str, str]], list[float]]:
         task, rng = self.task, self.rng
         others: list[tuple[str, str]] = []
         if task.haystack == "needle":

@@ -26,6 +26,8 @@ _GOLDEN = 0.6180339887498949
 _OFFSETS = 20_000  # sentences among which a random offset is drawn
 _POOL = 4096  # lines among which the window of a needle haystack starts
 _TRIES = 16
+_STEPS = 4096  # words tried one by one: some tokenizers make no token of a word
+_NOISE_LINES = 64  # lines of noise to fill up a haystack of needles with
 Unit = str | tuple[int, int]  # one needle or partial sentence; or a run of sentences
 
 
@@ -120,8 +122,7 @@ class Filler:
     def smallest(self, questions: Sequence[Question]) -> int:
         """Tokens of the longest of the shortest prompts, generation budget included."""
         texts = [
-            self.intro + self.splicer.separator.join(map(self.needle, q.needles)) + self.closing(q)
-            for q in questions
+            self.intro + self.splicer.separator.join(map(self.needle, q.needles)) + self.closing(q) for q in questions
         ]
         return max(map(len, self.tokenizer.encode_batch(texts))) + len(self.bos) + self.budget
 
@@ -163,7 +164,7 @@ class Filler:
         noise = self.task.haystack == "needle"  # a line of needles cut short would be a riddle
         key = -1 if noise else sentence % (self.stream.haystack.size or sentence + 1)
         if key not in self._words:
-            words = (" ".join([NOISE] * 8) if noise else self.stream.haystack.sentence(sentence)).split(" ")
+            words = (" ".join([NOISE] * _NOISE_LINES) if noise else self.stream.haystack.sentence(sentence)).split(" ")
             ids = self.tokenizer.encode_batch([f". {word}" for word in words])
             mark = len(self.tokenizer.encode("."))
             counts = np.cumsum([len(one) - mark for one in ids])
@@ -205,7 +206,7 @@ class _Fit:
             estimate = taken + gap
         if best is None:
             best = self._shrink(whole, words)
-        return best[3] if best[0] <= SLACK else self._letters(*best)
+        return best[3] if best[0] <= SLACK else self._extend(*best[1:])
 
     def _shrink(self, whole: int, words: int) -> tuple[int, int, int, Built]:
         """Fewer and fewer words until the prompt fits, which it does without any (`Filler.check`)."""
@@ -221,16 +222,27 @@ class _Fit:
                 whole -= 1
                 words = len(self.f.rest_words(self.q.offset + whole)[0]) - 1
 
-    def _letters(self, gap: int, whole: int, words: int, built: Built) -> Built:
-        """Part of the next word, where that word alone takes more than SLACK tokens."""
-        following = self.f.rest_words(self.q.offset + whole)[0]
-        if words == len(following):
-            whole, words, following = whole + 1, 0, self.f.rest_words(self.q.offset + whole + 1)[0]
-        stem = self._partial(whole, words)
-        low, high = 1, len(following[words])
+    def _extend(self, whole: int, words: int, built: Built) -> Built:
+        """Word after word as long as they fit, for tokenizers whose estimates mislead; then part of the next word."""
+        for _ in range(_STEPS):
+            if self.limit - len(built.ids) <= SLACK:
+                break
+            following = self.f.rest_words(self.q.offset + whole)[0]
+            if words == len(following):
+                whole, words = whole + 1, 0
+                continue
+            tried = self._assemble(whole, self._partial(whole, words + 1))
+            if len(tried.ids) > self.limit:
+                return self._letters(self._partial(whole, words), whole, following[words], built)
+            words, built = words + 1, tried
+        return built
+
+    def _letters(self, stem: str, whole: int, word: str, built: Built) -> Built:
+        """As much of `word` after `stem` as fits, where all of it takes more than SLACK tokens."""
+        low, high = 1, len(word)
         while low <= high:
             middle = (low + high) // 2
-            tried = self._assemble(whole, f"{stem} {following[words][:middle]}".strip())
+            tried = self._assemble(whole, f"{stem} {word[:middle]}".strip())
             if len(tried.ids) <= self.limit:
                 low, built = middle + 1, max(built, tried, key=lambda one: len(one.ids))
             else:

@@ -5,7 +5,7 @@ and after them ours:
 
     sample   its number. `index` stays what upstream wrote: in nvidia-main that is the answer's character offset.
     depth    of the first answer's needle, 0..1
-    key      asked for; several are joined as in the question
+    key      asked for; several as the question lists them
 
 Profile `exact` has the fields of nvidia-main; `input + answer_prefix` is the prompt, and `length` counts it, BOS
 included, and the tokens to generate.
@@ -22,13 +22,14 @@ from pathlib import Path
 from evalsuite.types import Generate, Setting, Tokenizer
 from gdn2.errors import StorageError, UserError
 from tasks.ruler.niah import NiahTask
+from tasks.ruler.templates import query_of
 
 
 def records(task: NiahTask, setting: Setting, tokenizer: Tokenizer, count: int) -> Iterator[dict[str, object]]:
     """What is written, line by line."""
     if setting.protocol != "exact":
         for i, made in enumerate(islice(task.compatible(setting, tokenizer), count)):
-            ours = {"sample": i, "depth": made.draft.depth, "key": ", ".join(made.draft.queries)}
+            ours = {"sample": i, "depth": made.draft.depth, "key": query_of(made.draft.queries)}
             yield {**made.record, **ours}
         return
     for i, sample in enumerate(task.samples(setting, tokenizer)):
@@ -81,4 +82,3 @@ def _sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-

@@ -27,7 +27,7 @@ from gdn2.errors import UserError
 from tasks.ruler import compat, exact
 from tasks.ruler.haystack import Haystack, NeedleHaystack, NoiseHaystack, load_haystack
 from tasks.ruler.splice import Splicer, Stream
-from tasks.ruler.templates import NIAH_TASKS, Niah
+from tasks.ruler.templates import NIAH_TASKS, Niah, query_of
 from tasks.ruler.words import LIST_DIGESTS, PATTERNS
 
 METRIC = "string_match_all"
@@ -106,13 +106,9 @@ class NiahTask:
         def text() -> str:
             return essay.text() if essay else ""
 
-        return compat.generate(
-            compat.Job(self.spec, setting.protocol, length, tokenizer, text, setting.seed, budget)
-        )
+        return compat.generate(compat.Job(self.spec, setting.protocol, length, tokenizer, text, setting.seed, budget))
 
-    def _exact(
-        self, setting: Setting, tokenizer: Tokenizer, length: int, count: int, budget: int
-    ) -> Sequence[Sample]:
+    def _exact(self, setting: Setting, tokenizer: Tokenizer, length: int, count: int, budget: int) -> Sequence[Sample]:
         haystack = self._haystack(setting)
         offset = _offset(setting)
         stream = _stream(_Cached(haystack, tokenizer, self.spec.separator))
@@ -247,7 +243,7 @@ def _exact_sample(
     sentences = sum(unit[1] - unit[0] for unit in built.units if not isinstance(unit, str))
     facts = {
         "kind": filler.task.value,
-        "key": ", ".join(question.queries),
+        "key": query_of(question.queries),
         "needles": built.needles,
         "needle_token": built.position,
         "haystack": filler.stream.haystack.name,
@@ -258,9 +254,7 @@ def _exact_sample(
     return _sample(prompt, setting, index, question.answers, question.needles[0].depth, facts)
 
 
-def _compatible_sample(
-    spec: Niah, setting: Setting, tokenizer: Tokenizer, made: compat.Made, index: int
-) -> Sample:
+def _compatible_sample(spec: Niah, setting: Setting, tokenizer: Tokenizer, made: compat.Made, index: int) -> Sample:
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     ids = np.array(bos + tokenizer.encode(made.prompt), dtype=np.int32)
     draft = made.draft
@@ -268,7 +262,7 @@ def _compatible_sample(
     start = made.prompt.index(spec.needle(key, draft.answers[0]))
     facts = {
         "kind": spec.value,
-        "key": ", ".join(draft.queries),
+        "key": query_of(draft.queries),
         "needles": draft.needles,
         "needle_token": len(bos) + len(tokenizer.encode(made.prompt[:start].rstrip(" "))),
         "haystack": setting.options.get("haystack", "bundled") if spec.haystack == "essay" else spec.haystack,

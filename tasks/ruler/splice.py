@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from evalsuite.types import Ids, Tokenizer
+from gdn2.errors import DataError
 from tasks.ruler.haystack import Haystack
 
 _BATCH = 512  # sentences encoded at once
@@ -108,6 +109,8 @@ class Stream:
                 grown = np.empty(max(2 * len(self._ids), int(ends[-1])), dtype=np.int32)
                 grown[: self._ends[-1]] = self._ids[: self._ends[-1]]
                 self._ids = grown
+            if not ends[-1]:
+                raise DataError(f"haystack {self.haystack.name}: this tokenizer makes no token of its text")
             self._ids[self._ends[-1] : ends[-1]] = [i for ids in new for i in ids]
             self._ends = np.concatenate([self._ends, ends])
 

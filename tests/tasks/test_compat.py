@@ -64,7 +64,9 @@ def test_samples_carry_the_prompt_of_the_profile(public: Callable, punkt_home: P
 def test_bos_is_put_and_counted_as_each_original_does(public: Callable, punkt_home: Path, emerson: str) -> None:
     tokenizer = public("llama2")
     for profile in compat.PROFILES:
-        sample = tasks.get("niah_single_3").samples(Setting(profile, 1024, 2, options={"haystack": emerson}), tokenizer)[1]
+        sample = tasks.get("niah_single_3").samples(
+            Setting(profile, 1024, 2, options={"haystack": emerson}), tokenizer
+        )[1]
         ids = sample.requests[0].prompt.ids
         assert ids[0] == tokenizer.bos_id and ids[1:].tolist() == tokenizer.encode(sample.requests[0].prompt.text)
         assert len(ids) + 128 <= 1024 + 16

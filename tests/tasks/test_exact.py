@@ -118,7 +118,9 @@ def test_odd_haystacks(trained: Callable, tmp_path: Path, odd: str, kind: str) -
     file = tmp_path / "odd.txt"
     file.write_text(ODD[odd], encoding="utf-8")
     length = 4000 if kind == "letters" else 1500
-    samples = tasks.get("niah_multikey_1").samples(Setting("exact", length, 3, options={"haystack": str(file)}), tokenizer)
+    samples = tasks.get("niah_multikey_1").samples(
+        Setting("exact", length, 3, options={"haystack": str(file)}), tokenizer
+    )
     for sample in samples:
         text = sample.requests[0].prompt.text
         assert sample.requests[0].prompt.ids.tolist() == ids_of(tokenizer, sample)
@@ -210,7 +212,9 @@ def test_a_haystack_that_holds_the_needle_gets_another(trained: Callable, tmp_pa
     first = tasks.get("niah_single_2").samples(Setting("exact", 1024, 1), trained("plain"))[0]
     file = tmp_path / "spoiled.txt"
     file.write_text(f"It is said that {first.target[0]} is the number. {first.facts['key']}!", encoding="utf-8")
-    other = tasks.get("niah_single_2").samples(Setting("exact", 1024, 1, options={"haystack": str(file)}), trained("plain"))[0]
+    other = tasks.get("niah_single_2").samples(
+        Setting("exact", 1024, 1, options={"haystack": str(file)}), trained("plain")
+    )[0]
     assert other.target != first.target and other.facts["key"] != first.facts["key"]
     check("niah_single_2", trained("plain"), other, 1024)
     assert other.facts["haystack_repeats"]
