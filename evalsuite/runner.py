@@ -113,6 +113,7 @@ def execute(plan: Plan, backend: Backend, store: RunStore, progress: Progress | 
     progress = progress or Silent()
     tally = _Tally(plan, store)
     todo = [entry for cell in plan.cells for entry in cell.entries if not store.index.done(entry.key)]
+    number: int | None = None
     with Signals() as signals:
         try:
             progress.start(len(todo), sum(entry.tokens for entry in todo))
@@ -122,8 +123,9 @@ def execute(plan: Plan, backend: Backend, store: RunStore, progress: Progress | 
             finally:
                 progress.close()
         except Interrupted as interrupted:
-            return tally.outcome(interrupted.number)
-    return tally.outcome(None)
+            number = interrupted.number
+    store.sync()
+    return tally.outcome(number)
 
 
 class _Writer:

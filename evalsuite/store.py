@@ -1,8 +1,9 @@
 """The records of a run on disk: append-only, one writer a file, safe to kill at any moment.
 
 A run directory holds `records.jsonl` (rank 0; `records.<rank>.jsonl` for the others), `run.json` and `lock`.
-What `append` has returned from is on disk. A line that was torn by a kill is cut off on the next opening; any other
-damaged line is reported and counts as missing, so that its sample is asked again.
+What `append` has returned from survives a kill, what `sync` has returned from a crash of the machine. A line that was
+torn is cut off on the next opening; any other damaged line is reported and counts as missing, so that its sample is
+asked again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -19,6 +21,8 @@ from pathlib import Path
 
 from evalsuite.schema import NewerSchemaError, Record, from_line, to_line
 from gdn2.errors import DataError, RunLockedError, StorageError
+
+SYNC_SHARE = 0.1  # of the time, at most, goes into syncing records
 
 Warn = Callable[[str], None]
 
@@ -188,6 +192,8 @@ class RunStore:
         self._identity = identity
         self._warn = warn
         self._descriptor = self._lock = -1
+        self._synced = True
+        self._next_sync = 0.0
         self.index = Index()
 
     def __enter__(self) -> RunStore:
@@ -207,12 +213,18 @@ class RunStore:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.sync()
+        finally:
+            self._close()
 
     def append(self, records: Iterable[Record]) -> None:
-        """Store the records of one sample, on disk before this returns; those already there are left out.
+        """Write the records of one sample; those already there are left out.
 
+        A kill of the process cannot lose them from here on. A crash of the machine cannot once they are synced: at
+        once, except in a burst, where syncing each would take most of the time; there the next one or `sync` does.
         Raises StorageError; the file then ends where it ended before.
         """
         new = [r for r in records if not self.index.has(r)]
@@ -225,13 +237,26 @@ class RunStore:
                 raise StorageError(f"cannot write {self.path}: it was deleted while the run was going")
             try:
                 _write_all(self._descriptor, data)
-                os.fsync(self._descriptor)
             except BaseException:
                 with suppress(OSError):
                     os.ftruncate(self._descriptor, before.st_size)
                 raise
         for record in new:
             self.index.add(record)
+        self._synced = False
+        if time.monotonic() >= self._next_sync:
+            self.sync()
+
+    def sync(self) -> None:
+        """Return when everything appended is on disk. Raises StorageError."""
+        if self._synced:
+            return
+        start = time.monotonic()
+        with storage(self.path):
+            os.fsync(self._descriptor)
+        end = time.monotonic()
+        self._synced = True
+        self._next_sync = end + (end - start) / SYNC_SHARE
 
     def _read(self) -> None:
         for path in record_files(self.directory):
