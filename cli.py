@@ -165,6 +165,36 @@ def run(
     raise typer.Exit(outcome.exit_code)
 
 
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="TOML file; the zoo's own are in gdn2/zoo.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", parser=_directory, metavar="DIRECTORY", help="Gets log, saves and model.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto is a GPU where there is one.")] = "auto",
+) -> None:
+    """Train a model. Safe to kill: the same command goes on where it stopped.
+
+    gdn2-eval train gdn2/zoo/gdn2-tiny.toml --out results/gdn2-tiny
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
+        raise UserError(f"device {quoted(device)} is not cpu, cuda, cuda:N or auto")
+
+    import torch
+
+    from gdn2.train.config import load_config
+    from gdn2.train.loop import train as go
+    from tasks.ruler.episodes import open_episodes
+
+    settings = load_config(config)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device {device} is not here; choose cpu")
+    outcome = go(settings, out, {"episodes": open_episodes}, device, say=echo)
+    if outcome.signal is not None:
+        raise Interrupted(outcome.signal)
+    echo(f"the model is in {outcome.model}")
+
+
 @app.command("list")
 def list_(
     what: Annotated[Listed, typer.Argument(metavar="WHAT", help="models, tasks, profiles, runs or columns.")],
