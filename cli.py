@@ -12,7 +12,7 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from enum import StrEnum
@@ -54,7 +54,23 @@ def _directory(value: str | Path) -> Path:
     return Path(value)
 
 
+def _task_options(given: Mapping[str, object]) -> dict[str, str]:
+    names: tuple[str, ...] = ("haystack", "haystack_offset", "budget")
+    return {name: str(given[name]) for name in names if given.get(name) is not None}
+
+
+def _refuse_unusable(given: Mapping[str, object]) -> None:
+    for name, value in given.items():
+        if value is not None and not _usable(str(value)):
+            raise UserError(f"--{name.replace('_', '-')} {quoted(value)} is not a value")
+
+
+# Options that several commands share.
 Out = Annotated[Path, typer.Option("--out", parser=_directory, metavar="DIRECTORY", help="Results directory.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the samples.")]
+Haystack = Annotated[str | None, typer.Option(help="bundled, essays, a text file or a directory of them.")]
+Offset = Annotated[str | None, typer.Option(help="First sentence of the haystack, or random: another for each sample.")]
+Budget = Annotated[int | None, typer.Option(min=1, max=2**16, help="Tokens a task may generate.")]
 
 
 class Listed(StrEnum):
@@ -105,8 +121,8 @@ def run(
         int | None, typer.Option(min=1, max=10**7, help="First N samples of each task and length.", show_default="all")
     ] = None,
     profile: Annotated[str | None, typer.Option(help="How tasks are asked; see `list profiles`.")] = None,
-    haystack: Annotated[str | None, typer.Option(help="bundled, essays, a text file or a directory of them.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the samples.")] = 42,
+    haystack: Haystack = None,
+    seed: Seed = 42,
     out: Out = Path("results"),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N; auto is a GPU where there is one.")] = "auto",
     dtype: Annotated[
@@ -115,10 +131,8 @@ def run(
     batch_tokens: Annotated[
         int, typer.Option(min=64, max=2**24, help="Prompt tokens read at once; never changes an answer.")
     ] = 8192,
-    haystack_offset: Annotated[
-        str | None, typer.Option(help="First sentence of the haystack, or random: another one for each sample.")
-    ] = None,
-    budget: Annotated[int | None, typer.Option(min=1, max=2**16, help="Tokens a task may generate.")] = None,
+    haystack_offset: Offset = None,
+    budget: Budget = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked, and ask nothing.")] = False,
 ) -> None:
     """Evaluate a model on tasks. Safe to kill: the same command goes on where it stopped.
@@ -126,9 +140,7 @@ def run(
     gdn2-eval run --model gdn2-tiny --tasks ruler --lengths 1k,2k,4k
     """
     passed = {name: str(value) for name, value in locals().items() if value is not None and name != "dry_run"}
-    for name, value in passed.items():
-        if not _usable(value):
-            raise UserError(f"--{name.replace('_', '-')} {quoted(value)} is not a value")
+    _refuse_unusable(passed)
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
         raise UserError(f"device {quoted(device)} is not cpu, cuda, cuda:N or auto")
     if dtype is not None and dtype not in _DTYPES:
@@ -141,8 +153,7 @@ def run(
     from evalsuite.progress import Bar, Lines
     from evalsuite.store import check_writable, read_index
 
-    options = _task_options(passed)
-    ask = Ask(parse_lengths(lengths), samples, profile, seed, options)
+    ask = Ask(parse_lengths(lengths), samples, profile, seed, _task_options(passed))
     chosen = registry.resolve(tasks)
     check_profile(chosen, profile)
     check_writable(out / "runs")
@@ -168,7 +179,7 @@ def run(
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="TOML file; the zoo's own are in gdn2/zoo.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", parser=_directory, metavar="DIRECTORY", help="Gets log, saves and model.")],
+    out: Annotated[Path, typer.Option("--out", parser=_directory, metavar="DIRECTORY", help="Gets log and model.")],
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto is a GPU where there is one.")] = "auto",
 ) -> None:
     """Train a model. Safe to kill: the same command goes on where it stopped.
@@ -253,6 +264,54 @@ def show(
     echo_prompts(records, reader.passed(directory))
 
 
+data = typer.Typer(help="Write samples, fetch what they need.", rich_markup_mode=None)
+app.add_typer(data, name="data")
+
+
+@data.command("ruler")
+def data_ruler(
+    task: Annotated[str, typer.Option(help="A RULER task, such as niah_single_2.")],
+    length: Annotated[str, typer.Option(help="Context length, generation budget included: 4096 or 4k.")],
+    tokenizer: Annotated[str, typer.Option(help="tokenizer.json, SentencePiece model, directory or hub name.")],
+    out: Annotated[Path, typer.Option("--out", parser=_directory, metavar="FILE", help="File to write, JSON lines.")],
+    samples: Annotated[int, typer.Option(min=1, max=10**7, help="Samples to write.")] = 500,
+    profile: Annotated[str, typer.Option(help="How the task is asked; see `list profiles`.")] = "exact",
+    seed: Seed = 42,
+    haystack: Haystack = None,
+    haystack_offset: Offset = None,
+    budget: Budget = None,
+) -> None:
+    """Write RULER samples for use elsewhere."""
+    given = locals()
+    _refuse_unusable(given)
+    from evalsuite.plan import parse_lengths
+    from gdn2.tokenizer import load_tokenizer
+    from tasks.ruler import commands
+
+    (tokens, *more) = parse_lengths(length)
+    if more:
+        raise UserError(f"length {quoted(length)} is more than one; a file holds one")
+    commands.find_task(task)
+    export = commands.Export(task, tokens, out, samples, profile, seed, _task_options(given))
+    echo(commands.data_ruler(export, load_tokenizer(tokenizer)))
+
+
+@data.command("punkt")
+def data_punkt() -> None:
+    """Fetch NLTK's Punkt model of English, which the compatible profiles need."""
+    from tasks.ruler import commands
+
+    echo(commands.data_punkt())
+
+
+@data.command("essays")
+def data_essays() -> None:
+    """Fetch Paul Graham's essays, RULER's own haystack."""
+    from tasks.ruler import commands
+
+    echo(commands.data_essays())
+
+
 def echo_prompts(records: list[Record], passed: dict[str, str]) -> None:
     """Print the prompt of each sample among `records`, where the same one can be made again."""
     import tasks as registry
@@ -276,11 +335,6 @@ def echo_scores(directory: Path) -> None:
     from evalsuite.store import read_records
 
     echo_table(*reader.score_table(reader.cells(read_records(directory, warn))))
-
-
-def _task_options(passed: dict[str, str]) -> dict[str, str]:
-    names: tuple[str, ...] = ("haystack", "haystack_offset", "budget")
-    return {name: passed[name] for name in names if name in passed}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
