@@ -1,0 +1,184 @@
+"""`gdn2-eval bench kernels`: our kernels against fla, plain torch and the device's ceilings, in one run.
+
+A shape whose correctness check is red has no times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from evalsuite import provenance
+from evalsuite.bench import cases, layers
+from evalsuite.bench.cases import DECODE_SEQUENCES, MIXERS, OPS, PEER_SHAPES, SHAPES, TINY, Job, Setup, Shape
+from evalsuite.bench.timing import Ceilings, Clock, Timing, alternate, ceilings, graphed, kernel_names, machine
+from gdn2.errors import UserError
+
+HEADER = ("op", "mixer", "shape", "ours ms", "spread", "torch ms", "fla ms", "x fla", "floor ms", "% of floor", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the report. `times` is empty where `refused` says why."""
+
+    op: str
+    mixer: str
+    shape: str
+    error: float
+    allowed: float
+    floor_ms: float
+    nbytes: int
+    flops: int
+    times: dict[str, Timing]
+    kernels: dict[str, list[str]]
+    failed: dict[str, str]  # contender -> why it could not run
+    refused: str | None = None
+
+    def cells(self) -> list[str]:
+        """The row as text, in the order of `HEADER`."""
+
+        def ms(name: str) -> str:
+            return f"{self.times[name].median:.3f}" if name in self.times else self.failed.get(name, "-")[:24]
+
+        ours, fla = self.times.get("ours"), self.times.get("fla")
+        if ours is None:
+            return [self.op, self.mixer, self.shape, self.refused or ms("ours"), *["-"] * 6, f"{self.error:.1e}"]
+        return [
+            self.op, self.mixer, self.shape, ms("ours"), f"{ours.low:.3f}-{ours.high:.3f}", ms("torch"), ms("fla"),
+            f"{fla.median / ours.median:.2f}" if fla else "-", f"{self.floor_ms:.3f}",
+            f"{100 * self.floor_ms / ours.median:.0f}", f"{self.error:.1e}",
+        ]  # fmt: skip
+
+
+def plan(
+    setup: Setup, ops: Sequence[str], mixers: Sequence[str], shapes: Sequence[Shape]
+) -> Iterator[tuple[str, Callable[[], Job]]]:
+    """The jobs of a run as (name, maker): inputs of one job only are alive at a time.
+
+    Raises:
+        UserError: an unknown operation or mixer.
+    """
+    for asked, known, what in ((ops, OPS, "operation"), (mixers, MIXERS, "mixer")):
+        if unknown := [x for x in asked if x not in known]:
+            raise UserError(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}")
+    for shape in shapes:
+        for op in ops:
+            if op in ("convolution", "norm"):
+                make = layers.convolution if op == "convolution" else layers.norm
+                yield f"{op} {shape.name}", lambda make=make, shape=shape: make(shape, setup)  # type: ignore[misc]
+            elif op != "decode":
+                for mixer in mixers:
+                    yield f"{op} {mixer} {shape.name}", _operator(op, mixer, shape, setup)
+    if "decode" in ops:
+        heads = shapes[0] if setup.device.type == "cpu" else Shape(1, 1)
+        for n in DECODE_SEQUENCES if setup.device.type == "cuda" else (2,):
+            yield f"decode {n}", lambda n=n: cases.decode(n, heads, setup)  # type: ignore[misc]
+
+
+def _operator(op: str, mixer: str, shape: Shape, setup: Setup) -> Callable[[], Job]:
+    if op == "layer":
+        return lambda: layers.layer(mixer, shape, setup)
+    if op == "gates":
+        return lambda: layers.gates(mixer, shape, setup)
+    return lambda: cases.operator(op, mixer, shape, setup)
+
+
+def measure(job: Job, clock: Clock, limits: Ceilings, rounds: int) -> Row:
+    """Check one job, then time its contenders in turn."""
+    error, allowed = job.check()
+    floor = limits.floor_ms(job.nbytes, job.flops)
+    common = (job.op, job.mixer, job.shape.name, error, allowed, floor, job.nbytes, job.flops)
+    if not error <= allowed:
+        return Row(*common, {}, {}, {}, f"refused: error {error:.1e} > {allowed:.1e}")
+    ready: dict[str, Callable[[], object]] = {}
+    names: dict[str, list[str]] = {}
+    failed: dict[str, str] = {}
+    for name, call in job.calls.items():
+        try:
+            call()
+            names[name] = kernel_names(call, clock.device)
+            ready[name] = graphed(call) if job.graph and name != "torch" else call
+        except cases.PEER_ERRORS as problem:
+            if name == "ours":
+                raise
+            failed[name] = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
+    return Row(*common, alternate(clock, ready, rounds), names, failed)
+
+
+def run(
+    device_name: str, *, ops: Sequence[str] = OPS, mixers: Sequence[str] = MIXERS, peer_shapes: bool = False,
+    rounds: int = 20, only: str = "", report: Callable[[Row], None] = lambda row: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure everything asked for and return the result as JSON-ready data.
+
+    Args:
+        device_name: "cuda", "cuda:1" or "cpu" (tiny shapes, plain torch: a dry run).
+        only: keeps the jobs whose name contains this text, e.g. "8x4096".
+        report: called with each row as it is known.
+
+    Raises:
+        UserError: an unknown operation, mixer or device.
+    """
+    import torch
+
+    device = _device(device_name)
+    cuda = device.type == "cuda"
+    peer = cases.find_peer() if cuda else None
+    setup = Setup(device, torch.bfloat16 if cuda else torch.float32, "triton" if cuda else "torch", peer)
+    clock = Clock(device)
+    before = machine(device)
+    limits = ceilings(clock)
+    shapes = ((*SHAPES, *PEER_SHAPES) if peer_shapes else SHAPES) if cuda else TINY
+    rows = []
+    for name, make in plan(setup, ops, mixers, shapes):
+        if only not in name:
+            continue
+        rows.append(measure(make(), clock, limits, rounds))
+        report(rows[-1])
+        if cuda:
+            torch.cuda.empty_cache()
+    return {
+        "kind": "bench kernels",
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "dtype": str(setup.dtype).removeprefix("torch."),
+        "provenance": provenance.collect(),
+        "fla": getattr(peer, "__version__", None),
+        "device": {"before": before, "after": machine(device)},
+        "ceilings": asdict(limits) | {"after": asdict(ceilings(clock))},
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device must be cuda, cuda:<n> or cpu, got {name!r}") from None
+    if device.type not in ("cuda", "cpu"):
+        raise UserError(f"device must be cuda, cuda:<n> or cpu, got {name!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("no GPU is visible to torch; use --device cpu for a dry run")
+    return device
+
+
+def write(result: dict[str, Any], folder: Path) -> Path:
+    """Write the result under a name that tells kind, device and time; the file appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    device = "-".join(result["device"]["before"]["name"].lower().split())
+    stamp = result["created_at"].replace(":", "").replace("+0000", "Z")
+    path = folder / f"kernels_{device}_{stamp}.json"
+    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
+    with os.fdopen(handle, "w") as file:
+        json.dump(result, file, indent=1, allow_nan=True)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(temporary).replace(path)
+    return path

@@ -1,0 +1,114 @@
+"""The kernel benchmark's dry mode: tiny shapes, plain torch, on a CPU."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from evalsuite.bench import cases, kernels, timing
+from evalsuite.bench.cases import OPS, TINY, Job, Setup, Shape
+from gdn2.errors import UserError
+
+SETUP = Setup(torch.device("cpu"), torch.float32, "torch", None)
+LIMITS = timing.Ceilings(bandwidth=1e10, rate=1e11)
+
+
+def job(error: float, calls: dict | None = None) -> Job:
+    return Job("norm", "any", Shape(1, 1), calls or {"ours": lambda: None}, lambda: (error, 1e-3), 10**7, 10**9)
+
+
+def test_every_operation_is_checked_timed_and_written(tmp_path: Path) -> None:
+    seen = []
+    result = kernels.run("cpu", rounds=1, mixers=["gdn2", "gdn"], report=seen.append)
+    assert {row.op for row in seen} == set(OPS)
+    for row in seen:
+        assert row.refused is None and row.error < 1e-5 and row.times["ours"].median > 0
+        assert len(row.cells()) == len(kernels.HEADER)
+    path = kernels.write(result, tmp_path / "bench")
+    assert path.name.startswith("kernels_cpu_") and list(path.parent.iterdir()) == [path]
+    kept = json.loads(path.read_text())
+    assert len(kept["rows"]) == len(seen)
+    assert kept["provenance"]["packages"]["torch"] and kept["device"]["before"]["name"] == "cpu"
+    assert kept["ceilings"]["bandwidth"] > 0
+
+
+def test_a_red_check_has_no_times() -> None:
+    clock = timing.Clock(torch.device("cpu"))
+    for error in (2e-3, math.inf, math.nan):
+        row = kernels.measure(job(error), clock, LIMITS, 3)
+        assert row.times == {} and row.refused is not None and row.refused.startswith("refused")
+        assert row.refused in row.cells()
+    assert kernels.measure(job(1e-4), clock, LIMITS, 3).times["ours"].rounds == 3
+
+
+def test_wrong_kernels_turn_the_check_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gdn2.kernels
+
+    right = gdn2.kernels.delta_rule
+
+    def wrong(*inputs, **options):  # type: ignore[no-untyped-def]
+        o, last = right(*inputs, **options)
+        return (o if o.dtype == torch.float64 else o * 1.001), last
+
+    monkeypatch.setattr(gdn2.kernels, "delta_rule", wrong)
+    for op in ("forward", "backward"):
+        error, allowed = cases.operator(op, "gdn2", TINY[0], SETUP).check()
+        assert error > allowed
+
+
+def test_a_failing_contender_is_named_and_ours_is_not_hidden() -> None:
+    def fail() -> object:
+        raise RuntimeError("no such\nkernel")
+
+    clock = timing.Clock(torch.device("cpu"))
+    row = kernels.measure(job(0.0, {"ours": lambda: None, "fla": fail}), clock, LIMITS, 2)
+    assert row.failed == {"fla": "RuntimeError: no such"} and set(row.times) == {"ours"}
+    with pytest.raises(RuntimeError):
+        kernels.measure(job(0.0, {"ours": fail}), clock, LIMITS, 2)
+
+
+def test_contenders_take_turns_and_slow_ones_drop_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in ("a", "b")}
+    timing.alternate(timing.Clock(torch.device("cpu")), calls, 4)
+    assert order == ["a", "b", "a", "b", "b", "a", "a", "b", "b", "a"]
+
+    class Slow(timing.Clock):
+        def once(self, call: timing.Call) -> float:
+            call()
+            return 2000.0
+
+    seen = timing.alternate(Slow(torch.device("cpu")), {"a": lambda: None}, 50)
+    assert seen["a"].rounds == timing.FEWEST
+
+
+def test_summary_and_floor() -> None:
+    got = timing.summary([5.0, 1.0, 3.0, 2.0, 4.0, 100.0])
+    assert (got.median, got.low, got.high, got.rounds) == (3.5, 2.0, 5.0, 6)
+    assert LIMITS.floor_ms(10**7, 0) == pytest.approx(1.0)
+    assert LIMITS.floor_ms(0, 10**9) == pytest.approx(10.0)
+
+
+def test_bytes_and_operations_of_the_published_shape() -> None:
+    """performance.md 1.1-1.2 of the model's shape: 182,400 operations forward with an inverse of 2,200."""
+    per_row = cases.operator_flops(Shape(1, 1, 1, 128), False)
+    assert per_row == 5 * 16384 + 3 * 32768
+    assert cases.operator("forward", "gdn2", TINY[0], SETUP).nbytes == 2 * 48 * 2 * 16 * 4 * 6
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"device_name": "tpu"}, "device must be cuda"), ({"device_name": "mps"}, "device must be cuda"),
+    ({"device_name": "cpu", "ops": ["prefill"]}, "unknown operation 'prefill'"),
+    ({"device_name": "cpu", "mixers": ["rwkv"]}, "unknown mixer 'rwkv'"),
+])  # fmt: skip
+def test_wrong_requests_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        kernels.run(**options)
+
+
+def test_a_missing_peer_is_none() -> None:
+    assert cases.find_peer("no_such_library") is None
