@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import errno
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -29,6 +30,10 @@ SURFACE = {
     "--haystack-offset --budget --dry-run",
     "list": "what --out",
     "show": "run --sample --out",
+    "train": "config --out --device",
+    "data ruler": "--task --length --tokenizer --out --samples --profile --seed --haystack --haystack-offset --budget",
+    "data punkt": "",
+    "data essays": "",
 }
 COMMANDS = typer.main.get_command(cli.app).commands
 GOOD = {"--model": "scripted:perfect", "--tasks": "toy_find", "--lengths": "256", "--samples": "2"}
@@ -77,13 +82,20 @@ def run_directory():
     return found
 
 
-def test_the_surface_is_frozen():
+def surface(commands, before=""):
     found = {}
-    for name, command in COMMANDS.items():
-        found[name] = " ".join(p.opts[0] for p in command.params)
-        assert all(param.help for param in command.params), f"{name} has an option without help"
-        assert command.help
-    assert {name: found[name] for name in SURFACE} == SURFACE
+    for name, command in commands.items():
+        assert command.help, f"{before}{name} has no help"
+        if hasattr(command, "commands"):
+            found |= surface(command.commands, f"{before}{name} ")
+            continue
+        assert all(param.help for param in command.params), f"{before}{name} has an option without help"
+        found[before + name] = " ".join(p.opts[0] for p in command.params)
+    return found
+
+
+def test_the_surface_is_frozen():
+    assert surface(COMMANDS) == SURFACE
 
 
 def test_help_is_quick_and_imports_nothing_heavy(root):
@@ -460,3 +472,40 @@ def test_two_signals_end_it_at_once(root):
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", stuck], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (130, "held\n") and time.monotonic() - start < 5
+
+
+DATA = {"--task": "niah_single_2", "--length": "512", "--tokenizer": "TOKENIZER", "--out": "f.jsonl", "--samples": "2"}
+
+
+def data(root, **changes):
+    chosen = DATA | {"--tokenizer": str(root / "gdn2" / "zoo" / "tokenizer.json")}
+    chosen |= {"--" + name: value for name, value in changes.items()}
+    return ["data", "ruler", *(part for name, value in chosen.items() for part in (name, value))]
+
+
+def test_samples_are_written_for_use_elsewhere(capsys, root):
+    code, out, err = call(capsys, *data(root))
+    assert (code, err) == (0, "") and "f.jsonl: 2 samples of niah_single_2 at 512 tokens" in out
+    lines = [json.loads(line) for line in Path("f.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in lines] == [0, 1] and all(line["outputs"][0] in line["input"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"task": "niah"}, 2),
+        ({"length": "1k,2k"}, 2),
+        ({"length": "128"}, 2),
+        ({"tokenizer": ""}, 2),
+        ({"out": ""}, 2),
+        ({"samples": "0"}, 2),
+        ({"profile": "exakt"}, 2),
+        ({"haystack": "nosuch"}, 3),
+        ({"out": "/dev/null/x"}, 6),
+    ],
+    ids=str,
+)
+def test_bad_data_options_are_one_line(capsys, root, changes, expected):
+    code, out, err = call(capsys, *data(root, **changes))
+    assert (code, out) == (expected, ""), err
+    assert err.count("\n") == 1 and err.startswith("error: ") and files() == []
