@@ -11,6 +11,8 @@ from gdn2.mixers.frame import Cost, LayerState, Mixer
 from gdn2.mixers.gdn import GatedDeltaNet, GDNConfig
 from gdn2.mixers.gdn2 import GatedDeltaNet2, GDN2Config
 from gdn2.mixers.kda import KDAConfig, KimiDeltaAttention
+from gdn2.mixers.mamba2 import Mamba2, Mamba2Config
+from gdn2.mixers.mamba3 import Mamba3, Mamba3Config
 
 __all__ = ["REGISTRY", "Cost", "LayerState", "Mixer", "build"]
 
@@ -20,6 +22,8 @@ REGISTRY: dict[str, tuple[type[Mixer], type]] = {
     "gdn": (GatedDeltaNet, GDNConfig),
     "gdn2": (GatedDeltaNet2, GDN2Config),
     "kda": (KimiDeltaAttention, KDAConfig),
+    "mamba2": (Mamba2, Mamba2Config),
+    "mamba3": (Mamba3, Mamba3Config),
 }
 
 

@@ -86,9 +86,10 @@ class Attention(Mixer):
         if c.gate:
             self.g_proj = Linear(c.d_model, queries)
         if c.conv_taps:
-            for name, channels in (("q", queries), ("k", keys), ("v", keys)):
-                conv = ShortConv(channels, c.conv_taps, bias=True, activate=False)
-                self.add_module(f"{name}_conv1d", conv)
+            self.q_conv1d = ShortConv(queries, c.conv_taps, bias=True, activate=False)
+            self.k_conv1d, self.v_conv1d = (
+                ShortConv(keys, c.conv_taps, bias=True, activate=False) for _ in range(2)
+            )  # fmt: skip
         if c.qk_norm != "none":
             self.q_norm = HeadNorm(c.d_head if c.qk_norm == "head" else queries)
             self.k_norm = HeadNorm(c.d_head if c.qk_norm == "head" else keys)

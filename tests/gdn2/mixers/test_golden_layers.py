@@ -109,3 +109,45 @@ def test_fla_gdn2_layer(shared: Path) -> None:
     assert run({}) < 1e-5
     assert run({"gate": "silu"}) > 1e-2
     assert run({"erase_max": 1}) > 1e-3
+
+
+def test_transformers_mamba2(shared: Path) -> None:
+    """dt limits and projection biases; decoding keeps the limits, which the peer's own cache forgets."""
+    folder = shared / "golden" / "checkpoints" / "tf_mamba2_tied_bias"
+    config = json.loads((folder / "config.json").read_text())
+    mixer = {
+        "mixer": "mamba2", "n_heads": config["num_heads"], "d_head": config["head_dim"],
+        "d_state": config["state_size"], "n_groups": config["n_groups"], "proj_bias": config["use_bias"],
+        "dt_limit": config["time_step_limit"], "norm_eps": config["layer_norm_epsilon"],
+    }  # fmt: skip
+    model = Decoder(
+        ModelConfig(
+            d_model=config["hidden_size"], vocab_size=config["vocab_size"], tied=True,
+            pattern=("m",) * config["num_hidden_layers"], mixers={"m": mixer}, norm_eps=config["layer_norm_epsilon"],
+        )
+    )  # fmt: skip
+    check(folder, model, renamed(load_file(folder / "model.safetensors"), MAMBA_NAMES))
+
+
+@pytest.mark.parametrize(("activation", "key"), [("heavy_tail", "logits"), ("softplus", "logits_softplus_A")])
+def test_mamba_ssm_mamba3(shared: Path, activation: str, key: str) -> None:
+    folder = shared / "golden" / "checkpoints" / "mamba_ssm_mamba3_siso"
+    config = json.loads((folder / "config.json").read_text())
+    tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    tensors = renamed(tensors, MAMBA_NAMES)
+    assert torch.equal(tensors.pop("lm_head.weight"), tensors["embed.weight"])
+    for i in range(config["n_layer"]):
+        tensors[f"layers.{i}.mlp.up.weight"], tensors[f"layers.{i}.mlp.gate.weight"] = tensors.pop(
+            f"layers.{i}.mlp.fc1.weight"
+        ).chunk(2)
+    mixer = {
+        "mixer": "mamba3", "n_heads": 6, "d_head": config["ssm_cfg"]["headdim"],
+        "d_state": config["ssm_cfg"]["d_state"], "a_activation": activation,
+    }  # fmt: skip
+    model = Decoder(
+        ModelConfig(
+            d_model=config["d_model"], vocab_size=256, d_ff=128, tied=True,
+            pattern=("m",) * config["n_layer"], mixers={"m": mixer},
+        )
+    )  # fmt: skip
+    check(folder, model, tensors, key=key)

@@ -128,3 +128,85 @@ def attention(mixer: Mixer, x: Tensor, options: dict[str, Any]) -> Tensor:
     if options.get("gate"):
         y = y * w.linear(x, "g_proj").sigmoid()
     return w.linear(y, "o_proj")
+
+
+def mamba2(mixer: Mixer, x: Tensor, options: dict[str, Any]) -> Tensor:
+    """Mamba-2 on tokens x [T, D] in fp64, token by token: y [T, D]."""
+    w, heads, width, states = Weights(mixer), options["n_heads"], options["d_head"], options["d_state"]
+    groups = options.get("n_groups", 1)
+    inner, shared = heads * width, groups * states
+    z, u, dt = w.linear(x, "in_proj").split([inner, inner + 2 * shared, heads], -1)
+    u = F.silu(w.conv(u, "conv1d"))
+    v, b, c = u.split([inner, shared, shared], -1)
+    v, b, c = v.unflatten(-1, (heads, width)), b.unflatten(-1, (groups, states)), c.unflatten(-1, (groups, states))
+    dt = F.softplus(dt + w["dt_bias"])
+    if options.get("dt_limit"):
+        dt = dt.clamp(*options["dt_limit"])
+    states_of_heads = [torch.zeros(width, states, dtype=torch.float64)] * heads
+    out = []
+    for t in range(x.shape[0]):
+        row = []
+        for h in range(heads):
+            g = h * groups // heads
+            kept = torch.exp(-w["A_log"][h].exp() * dt[t, h]) * states_of_heads[h]
+            states_of_heads[h] = kept + dt[t, h] * torch.outer(v[t, h], b[t, g])
+            row.append(states_of_heads[h] @ c[t, g] + w["D"][h] * v[t, h])
+        out.append(torch.cat(row))
+    y = torch.stack(out)
+    if not options.get("norm", True):
+        return w.linear(y * F.silu(z), "out_proj")
+    y = y if options.get("norm_before_gate") else y * F.silu(z)
+    parts = options.get("norm_groups") or groups
+    y = normed(y.unflatten(-1, (parts, -1)), w["norm.weight"].view(parts, -1), 1e-5).flatten(-2)
+    return w.linear(y * F.silu(z) if options.get("norm_before_gate") else y, "out_proj")
+
+
+def mamba3(mixer: Mixer, x: Tensor, options: dict[str, Any]) -> Tensor:
+    """Mamba-3 on tokens x [T, D] in fp64, token by token with a running angle: y [T, D]."""
+    w, heads, width, states = Weights(mixer), options["n_heads"], options["d_head"], options["d_state"]
+    groups, rank = options.get("n_groups", 1), options.get("rank") or 1
+    mimo = options.get("rank") is not None
+    pairs = int(states * options.get("rope_fraction", 0.5)) // 2
+    shared, inner = states * groups * rank, heads * width
+    halves = (options.get("pairing") or ("halves" if mimo else "neighbours")) == "halves"
+    first = torch.arange(pairs) if halves else 2 * torch.arange(pairs)
+    second = first + (states // 2 if halves else 1)
+    parts = w.linear(x, "in_proj").split([inner, inner, shared, shared, heads, heads, heads, pairs], -1)
+    z, v, b, c, dd_dt, dd_a, trap, angle = parts
+    one = torch.ones(heads, 1, width, dtype=torch.float64)
+    mimo_x, mimo_z, mimo_o = (w[f"mimo_{n}"] if mimo else one for n in "xzo")
+    state = torch.zeros(heads, states, width, dtype=torch.float64)
+    theta, k_last, v_last = torch.zeros(heads, pairs, dtype=torch.float64), None, None
+
+    def key(row: Tensor, name: str) -> Tensor:
+        row = normed(row.view(rank, groups, states), w[f"{name}_norm.weight"], 1e-5)
+        row = torch.stack([row[:, h * groups // heads] for h in range(heads)]) + w[f"{name}_bias"]  # [H, R, K]
+        turned = row.clone()
+        cos, sin = theta.cos()[:, None], theta.sin()[:, None]
+        turned[..., first] = cos * row[..., first] - sin * row[..., second]
+        turned[..., second] = sin * row[..., first] + cos * row[..., second]
+        return turned
+
+    out = []
+    for t in range(x.shape[0]):
+        dt = F.softplus(dd_dt[t] + w["dt_bias"])
+        if options.get("a_activation") == "heavy_tail":
+            a = torch.where(dd_a[t] >= 0, 1 + dd_a[t], 1 / (1 - dd_a[t]))
+        else:
+            a = F.softplus(dd_a[t])
+        alpha = torch.exp(-a.clamp_min(1e-4) * dt)[:, None, None]
+        mix = torch.sigmoid(trap[t])
+        theta = theta + dt[:, None] * torch.pi * torch.tanh(angle[t])
+        k, q, now = key(b[t], "B"), key(c[t], "C"), v[t].view(heads, 1, width) * mimo_x
+        state = alpha * state
+        if k_last is not None:
+            back = ((1 - mix) * dt)[:, None, None] * alpha
+            state = state + back * torch.einsum("hrk,hrv->hkv", k_last, v_last)
+        state = state + (mix * dt)[:, None, None] * torch.einsum("hrk,hrv->hkv", k, now)
+        k_last, v_last = k, now
+        y = torch.einsum("hkv,hrk->hrv", state, q) + w["D"][:, None, None] * now
+        if options.get("out_norm"):
+            y = normed(y, w["norm.weight"].view(heads, 1, width), 1e-5)
+        y = (mimo_o * y * F.silu(z[t].view(heads, 1, width) * mimo_z)).sum(1)
+        out.append(y.flatten())
+    return w.linear(torch.stack(out), "out_proj")
