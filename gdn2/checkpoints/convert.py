@@ -6,18 +6,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from gdn2.checkpoints import fla, native, nvlabs
 from gdn2.checkpoints.loading import Options, find, open_model
-from gdn2.errors import CheckpointError, StorageError, UserError
-from gdn2.models import Decoder
+from gdn2.errors import StorageError, UserError
 
 Target = Literal["native", "fla", "nvlabs"]
 TOKENIZER_FILES = (

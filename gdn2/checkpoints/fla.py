@@ -6,7 +6,7 @@ fla's GDN-2 layer is not the authors': its output gate is a sigmoid, theirs a Si
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gdn2.checkpoints.fields import Fields, Values
@@ -34,6 +34,13 @@ ARCHITECTURES = {
 SWISH = ("swish", "silu")
 QK_NORM_EPS = 1e-5  # of the optional norm of queries and keys, whatever the configuration says
 NORM_EPS = 1e-6  # of fla's model configurations, passed on to the mixers
+
+
+def read(
+    raw: Fields, tensors: Mapping[str, TensorInfo], values: Values
+) -> tuple[ModelConfig, Callable[[Decoder], Table]]:
+    """Configuration and names of a directory; see `configure` and `table`."""
+    return configure(raw, tensors, values), table
 
 
 def configure(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) -> ModelConfig:

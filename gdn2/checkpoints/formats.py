@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from gdn2.checkpoints import fla, native, nvlabs
+from gdn2.checkpoints import fla, huggingface, mamba, native, nvlabs
 from gdn2.checkpoints.fields import Fields, Values
 from gdn2.checkpoints.safe import TensorInfo, inside, read_json, shown
 from gdn2.checkpoints.tables import Entry, Table
 from gdn2.errors import CheckpointError
 from gdn2.models import Decoder, ModelConfig
 
-Configure = Callable[[Fields, Mapping[str, TensorInfo], Values], ModelConfig]
+Read = Callable[[Fields, Mapping[str, TensorInfo], Values], tuple[ModelConfig, Callable[[Decoder], Table]]]
 
 
 class Reading(NamedTuple):
@@ -28,13 +28,16 @@ class Family(NamedTuple):
     """The checkpoints of one model type."""
 
     format: str
-    configure: Configure
-    table: Callable[[Decoder], Table]
+    read: Read
     about: str
 
 
 def _fla(about: str) -> Family:
-    return Family("fla", fla.configure, fla.table, about)
+    return Family("fla", fla.read, about)
+
+
+def _hf(read: Read, about: str) -> Family:
+    return Family("transformers", read, about)
 
 
 FAMILIES: dict[str, Family] = {
@@ -43,6 +46,16 @@ FAMILIES: dict[str, Family] = {
     "delta_net": _fla("DeltaNet, with attention layers where `attn` says so"),
     "transformer": _fla("softmax attention, full or windowed"),
     "gdn2": _fla("GDN-2 layers in fla's naming: sigmoid output gate"),
+    "mamba2": Family("transformers/fla", mamba.mamba2, "Mamba-2, as transformers and fla write it (Codestral-Mamba)"),
+    "mamba3": Family("fla", mamba.mamba3, "Mamba-3, SISO and MIMO"),
+    "mamba_ssm": Family(
+        "mamba_ssm", mamba.mamba_ssm, "state-spaces/mamba: Mamba-2 and Mamba-3, attention among them, transformer++"
+    ),
+    "qwen3_next": _hf(huggingface.qwen, "Gated DeltaNet with full attention; layers of experts are refused"),
+    "qwen3_5": _hf(huggingface.qwen, "Gated DeltaNet with full attention: the text model of Qwen3.5"),
+    "qwen3_5_text": _hf(huggingface.qwen, "Gated DeltaNet with full attention"),
+    "bamba": _hf(huggingface.bamba, "Mamba-2 with full attention"),
+    "granitemoehybrid": _hf(huggingface.granite, "Mamba-2 with full attention; layers of experts are refused"),
 }
 
 REFUSED = {
@@ -94,6 +107,8 @@ def detect(path: Path, raw: Fields | None, tensors: Mapping[str, TensorInfo]) ->
         raise CheckpointError(
             f"{path}: model type {shown(kind)} cannot be opened natively ({why}); use transformers:{path}"
         )
+    if "d_model" in raw.data and "n_layer" in raw.data:
+        return "mamba_ssm"
     raise CheckpointError(f"{path}/config.json names no model type")
 
 
@@ -111,7 +126,7 @@ def understand(path: Path, raw: Fields | None, tensors: Mapping[str, TensorInfo]
             reading = Reading("nvlabs", nvlabs.configure(tensors, values, path), nvlabs.table)
         else:
             family = FAMILIES[kind]
-            reading = Reading(family.format, family.configure(raw, tensors, values), family.table)
+            reading = Reading(family.format, *family.read(raw, tensors, values))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     values.refuse_unused(path)

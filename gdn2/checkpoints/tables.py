@@ -64,12 +64,14 @@ class LayerNames:
 
 @dataclass(frozen=True)
 class Table:
-    """Every tensor of one checkpoint. `ignored` may be there and has no effect; `copies` may be there and must be equal
-    to another tensor of theirs (a tied output head that was stored twice)."""
+    """Every tensor of one checkpoint. `ignored` may be there and has no effect (a name, or all that begin with what
+    stands before a `*`); `copies` may be there and must be equal to another tensor of theirs (a tied output head that
+    was stored twice)."""
 
     entries: Sequence[Entry]
     ignored: frozenset[str] = frozenset()
     copies: Mapping[str, str] = field(default_factory=dict)
+    audit: Callable[[Source], None] | None = None  # looks at values before anything is loaded, and may refuse
 
     def shapes(self, model: Decoder) -> dict[str, Shape]:
         """Shapes their tensors must have for this model (on any device, meta included)."""
@@ -79,8 +81,9 @@ class Table:
 
     def check(self, source: Source, model: Decoder) -> list[str]:
         """Every way in which the file's tensors differ from what the model needs."""
-        wanted = self.shapes(model)
-        return mismatches(source.tensors, wanted, {*self.ignored, *self.copies})
+        prefixes = tuple(name[:-1] for name in self.ignored if name.endswith("*"))
+        known = {name for name in source.tensors if prefixes and name.startswith(prefixes)}
+        return mismatches(source.tensors, self.shapes(model), {*known, *self.ignored, *self.copies})
 
     def load(self, source: Source, model: Decoder, device: torch.device | str, *, check: bool = True) -> None:
         """Fill `model`, built on the meta device, from a file that fits.
@@ -90,6 +93,8 @@ class Table:
                 unless `check` is off.
         """
         refuse_mismatches(source.where, self.check(source, model))
+        if self.audit is not None:
+            self.audit(source)
         parameters = dict(model.named_parameters())
         for copy, original in self.copies.items():
             if copy in source.tensors and not torch.equal(source.read(copy), source.read(original)):
@@ -122,19 +127,23 @@ def _assign(model: nn.Module, name: str, tensor: Tensor, device: torch.device | 
 
 
 def build_table(
-    model: Decoder, top: Mapping[str, str], layers: Sequence[LayerNames], tied_copy: str | None = None
-) -> Table:
+    model: Decoder, top: Mapping[str, str], layers: Sequence[LayerNames], tied_copy: str | None = None,
+    ends: Sequence[Entry] = (),
+) -> Table:  # fmt: skip
     """The table of a model whose layers are called as `layers` says and everything else as `top` says.
 
     Args:
         model: may be on the meta device.
         top: our name -> theirs, for parameters outside the layers; an entry that the model lacks is left out.
         tied_copy: name under which a tied output head may be stored once more.
+        ends: entries outside the layers that are not one to one.
 
     Raises:
         ValueError: a parameter that has no name in the format.
     """
-    entries = [Entry((top[name],), (name,)) for name, _ in model.named_parameters() if not name.startswith("layers.")]
+    special = {name for entry in ends for name in entry.ours}
+    outside = [name for name, _ in model.named_parameters() if not name.startswith("layers.") and name not in special]
+    entries = [*ends, *(Entry((top[name],), (name,)) for name in outside)]
     for i, (layer, names) in enumerate(zip(model.layers, layers, strict=True)):
         ours = f"layers.{i}."
         entries += [entry.under(names.prefix, ours) for entry in names.entries]
@@ -157,3 +166,37 @@ def on_meta(config: ModelConfig, where: object) -> Decoder:
             return Decoder(config)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{where}: {' '.join(str(error).split())[:300]}") from error
+
+
+def scaled(theirs: str, ours: str, factor: float) -> Entry:
+    """One tensor that a configuration multiplies by `factor` wherever it is used: ours holds the product."""
+
+    def load(tensor: Tensor) -> Tensors:
+        return (tensor if factor == 1 else (tensor.float() * factor).to(tensor.dtype),)
+
+    def save(tensor: Tensor) -> Tensors:
+        return (tensor if factor == 1 else (tensor.float() / factor).to(tensor.dtype),)
+
+    return Entry((theirs,), (ours,), load, save)
+
+
+def rows(theirs: str, ours: Sequence[str], sizes: Sequence[int], factors: Sequence[float] | None = None) -> Entry:
+    """One tensor of theirs that holds several of ours below each other, `sizes` rows each, multiplied by `factors`."""
+
+    def load(tensor: Tensor) -> Tensors:
+        parts = tensor.split(list(sizes))
+        if factors is None:
+            return parts
+        return tuple((p.float() * f).to(p.dtype) for p, f in zip(parts, factors, strict=True))
+
+    def save(*parts: Tensor) -> Tensors:
+        if factors is not None:
+            parts = tuple((p.float() / f).to(p.dtype) for p, f in zip(parts, factors, strict=True))
+        return (torch.cat(parts),)
+
+    return Entry((theirs,), tuple(ours), load, save)
+
+
+def around_one(theirs: str, ours: str) -> Entry:
+    """A norm weight that is stored as its difference from one; ours is the weight itself, in fp32."""
+    return Entry((theirs,), (ours,), lambda t: (t.float() + 1,), lambda t: (t.float() - 1,))

@@ -20,7 +20,9 @@ def checkpoint(directory: Path) -> tuple[Path, Options]:
         eps = json.loads((directory / "model_config.json").read_text())["lit_gpt_config"]["norm_eps"]
         path = directory / "final-model-ckpt.pth"
         return path, Options(allow_pickle_weights=True, values={"norm_eps": str(eps)})
-    return directory, Options(allow_pickle_weights=directory.name.startswith("mamba_ssm"))
+    if directory.name.startswith("mamba_ssm"):
+        return directory, Options(allow_pickle_weights=True, values={"a_activation": "heavy_tail"})
+    return directory, Options()
 
 
 def opened(directory: Path) -> Loaded:
