@@ -178,10 +178,12 @@ def load_tokenizer(source: str | Path, bos: BosPolicy = "auto") -> Tokenizer:
     """
     if bos not in ("auto", "yes", "no"):
         raise UserError(f"bos must be auto, yes or no, got {bos!r}")
-    path = Path(source)
     if not str(source):
         raise CheckpointError("no tokenizer named: give a file, a directory or a hub name")
-    if str(source).startswith("hf:") or not path.exists():
+    path = Path(source)
+    with _Refusing(f"tokenizer {str(source)!r}"):
+        local = path.exists()
+    if str(source).startswith("hf:") or not local:
         path = _from_hub(str(source))
     if path.is_dir():
         loaded, settings = _from_directory(path, str(source)), _settings(path)
@@ -195,7 +197,7 @@ def load_tokenizer(source: str | Path, bos: BosPolicy = "auto") -> Tokenizer:
 
 def _from_hub(source: str) -> Path:
     if not _HUB_NAME.fullmatch(source):
-        raise CheckpointError(f"tokenizer {source}: no such path, and not a hub name (hf:OWNER/REPO[@REVISION])")
+        raise CheckpointError(f"tokenizer {source!r}: no such path, and not a hub name (hf:OWNER/REPO[@REVISION])")
     import huggingface_hub
 
     repo, _, revision = source.removeprefix("hf:").partition("@")
@@ -216,6 +218,8 @@ def _from_directory(path: Path, name: str) -> _Loaded:
 
 
 def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise CheckpointError(f"tokenizer {path} is neither a file nor a directory")
     try:
         return path.read_bytes()
     except OSError as error:

@@ -42,6 +42,7 @@ class Draft:
     queries: tuple[str, ...]
     needles: tuple[tuple[str, str], ...]
     depth: float  # of the first answer's needle, 0..1
+    repeats: bool  # whether the haystack holds anything twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ class Source:
             queries=tuple(keys[j] for j in asked),
             needles=tuple(needles),
             depth=next((d for d, (_, value) in zip(depths, pairs, strict=True) if value == answers[0]), 0.0),
+            repeats=size > len(self.words) if self.words else task.haystack == "noise",
         )
 
     def _essay(self, size: int, pairs: list[tuple[str, str]]) -> tuple[str, list[tuple[str, str]], list[float]]:

@@ -1,20 +1,19 @@
-"""Paul Graham's essays, RULER's haystack: fetched by `gdn2-eval data essays` and by nothing else.
+"""Paul Graham's essays as a haystack: fetched by `gdn2-eval data essays` and by nothing else.
 
 The 49 texts of the original needle-in-a-haystack repository (github.com/gkamradt/LLMTest_NeedleInAHaystack), checked
-file by file against `essays.sha256`. The essays are (c) Paul Graham, all rights reserved; they carry no licence, so
-they are not part of this package: download them for your own evaluation, do not pass them on.
+file by file against `essays.sha256`. RULER's own download script scrapes 169 further pages; a file it wrote can be
+given as a haystack by its path. The essays are (c) Paul Graham, all rights reserved, and carry no licence, so they
+are not part of this package: download them for your own evaluation, do not pass them on.
 """
 
 from __future__ import annotations
 
-import os
-import urllib.error
-import urllib.request
 from hashlib import sha256
 from pathlib import Path
 
 from gdn2 import env
 from gdn2.errors import DataError
+from tasks.ruler import fetch
 
 BASE_URL = (
     "https://raw.githubusercontent.com/gkamradt/LLMTest_NeedleInAHaystack/"
@@ -50,20 +49,12 @@ def download(base_url: str = BASE_URL, listed: Path = MANIFEST) -> Path:
 
     Raises DataError for a file that cannot be had or has another digest; what was fetched before is kept.
     """
-    target = folder()
-    target.mkdir(parents=True, exist_ok=True)
     for name, digest in manifest(listed).items():
-        file = target / name
+        file = folder() / name
         if file.is_file() and sha256(file.read_bytes()).hexdigest() == digest:
             continue
-        try:
-            with urllib.request.urlopen(base_url + name, timeout=60) as answer:
-                data: bytes = answer.read()
-        except (urllib.error.URLError, OSError, ValueError) as error:
-            raise DataError(f"{base_url}{name}: {error}") from error
+        data = fetch.get(base_url + name)
         if (found := sha256(data).hexdigest()) != digest:
             raise DataError(f"{base_url}{name}: sha256 is {found[:16]}…, expected {digest[:16]}…; it was not kept")
-        partial = file.with_suffix(".part")
-        partial.write_bytes(data)
-        os.replace(partial, file)
-    return target
+        fetch.keep(file, data)
+    return folder()

@@ -26,6 +26,7 @@ _GOLDEN = 0.6180339887498949
 _OFFSETS = 20_000  # sentences among which a random offset is drawn
 _POOL = 4096  # lines among which the window of a needle haystack starts
 _TRIES = 16
+_CHECKED = 5000  # samples whose shortest prompt is measured where the length is small
 _STEPS = 4096  # words tried one by one: some tokenizers make no token of a word
 _NOISE_LINES = 64  # lines of noise to fill up a haystack of needles with
 Unit = str | tuple[int, int]  # one needle or partial sentence; or a run of sentences
@@ -133,7 +134,7 @@ class Filler:
         # Samples differ by the length of their keys only; far above the first one's need none can fail.
         if self.smallest([questions(0)]) * 2 + 64 < self.length:
             return
-        need = self.smallest([questions(i) for i in range(count)])
+        need = self.smallest([questions(i) for i in range(min(count, _CHECKED))])
         if need > self.length:
             raise UserError(
                 f"length {self.length} is too short for {self.task.name} with this tokenizer: needle, question and"

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from hashlib import blake2b, sha256
 from pathlib import Path
+from stat import S_ISREG
 from typing import Protocol
 
 from gdn2.errors import DataError
@@ -181,15 +182,23 @@ def load_haystack(source: str) -> Haystack:
     """
     if source == "bundled":
         return _bundled()
+    if not source.strip():
+        raise DataError(f"haystack {source!r} is no name: give bundled, essays, a file or a directory")
     path = essays.find() if source == "essays" else Path(source)
-    if path.is_dir():
-        files = sorted(path.glob("*.txt"), key=lambda file: file.name)
-        if not files:
-            raise DataError(f"haystack {path}: no .txt file in this directory")
-    else:
-        files = [path]
-    stamps = tuple(_stamp(file) for file in files)
-    return _from_files(source, tuple(files), stamps)
+    try:
+        if path.is_dir():
+            files = sorted((file for file in path.glob("*.txt") if file.is_file()), key=lambda file: file.name)
+        else:
+            files = [path]
+        found = [file.stat() for file in files]
+    except (OSError, ValueError) as error:
+        what = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"haystack {source!r}: {what}; give bundled, essays, a file or a directory") from error
+    if not files:
+        raise DataError(f"haystack {source!r}: no .txt file in this directory")
+    if not all(S_ISREG(one.st_mode) for one in found):
+        raise DataError(f"haystack {source!r} is neither a file nor a directory")
+    return _from_files(source, tuple(files), tuple((one.st_size, one.st_mtime_ns) for one in found))
 
 
 @lru_cache(maxsize=1)
@@ -197,40 +206,33 @@ def _bundled() -> BundledHaystack:
     return BundledHaystack()
 
 
-def _stamp(file: Path) -> tuple[int, int]:
-    try:
-        found = file.stat()
-    except OSError as error:
-        raise DataError(f"haystack {file}: {error.strerror}; give bundled, essays, a file or a directory") from error
-    return found.st_size, found.st_mtime_ns
-
-
 @lru_cache(maxsize=4)
 def _from_files(name: str, files: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) -> TextHaystack:
     text = "\n".join(_read(file) for file in files)
     if not text.strip():
         size = sum(stamp[0] for stamp in stamps)
-        raise DataError(f"haystack {name}: {size} bytes but not a word to hide a needle in")
+        raise DataError(f"haystack {name!r}: {size} bytes but not a word to hide a needle in")
     return TextHaystack(name, text)
 
 
 def _read(file: Path) -> str:
+    name = repr(str(file))
     try:
         data = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"haystack {file}: {error.strerror}") from error
-    try:
         text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"haystack {file}: byte {error.start} (0x{data[error.start]:02x}) is not UTF-8; convert the file"
-        ) from error
-    if file.suffix != ".json":
-        return text.removeprefix("\ufeff")
-    try:
+        if file.suffix != ".json":
+            return text.removeprefix("\ufeff")
         found = json.loads(text)
+    except OSError as error:
+        raise DataError(f"haystack {name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        at = f"byte {error.start} (0x{data[error.start]:02x})"
+        raise DataError(f"haystack {name}: {at} is not UTF-8; convert the file") from error
     except ValueError as error:
-        raise DataError(f"haystack {file} is not JSON: {error}") from error
+        raise DataError(f"haystack {name} is not JSON: {error}") from error
     if not isinstance(found, dict) or not isinstance(found.get("text"), str):
-        raise DataError(f'haystack {file}: expected an object with the text under "text"')
-    return str(found["text"])
+        raise DataError(f'haystack {name}: expected an object with the text under "text"')
+    content = str(found["text"])
+    if surrogate := re.search("[\ud800-\udfff]", content):
+        raise DataError(f"haystack {name}: character {surrogate.start()} of the text is half a surrogate pair")
+    return content

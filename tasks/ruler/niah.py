@@ -267,7 +267,7 @@ def _compatible_sample(spec: Niah, setting: Setting, tokenizer: Tokenizer, made:
         "needle_token": len(bos) + len(tokenizer.encode(made.prompt[:start].rstrip(" "))),
         "haystack": setting.options.get("haystack", "bundled") if spec.haystack == "essay" else spec.haystack,
         "haystack_offset": 0,
-        "haystack_repeats": spec.haystack == "noise",
+        "haystack_repeats": draft.repeats,
     }
     return _sample(Prompt(ids, made.prompt), setting, index, draft.answers, draft.depth, facts)
 

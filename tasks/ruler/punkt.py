@@ -6,9 +6,6 @@ It comes from NLTK's own search path, from our cache, or from `gdn2-eval data pu
 from __future__ import annotations
 
 import io
-import os
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Callable
 from functools import lru_cache
@@ -17,6 +14,7 @@ from pathlib import Path
 
 from gdn2 import env
 from gdn2.errors import DataError
+from tasks.ruler import fetch
 
 URL = "https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/tokenizers/punkt_tab.zip"
 DIGESTS = {
@@ -78,13 +76,7 @@ def _splitter(folder: Path) -> Callable[[str], list[str]]:
 
 def download(url: str = URL) -> Path:
     """Fetch the English model into our cache and return its folder. Raises DataError for any other content."""
-    try:
-        with urllib.request.urlopen(url, timeout=60) as answer:
-            data = answer.read()
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise DataError(f"{url}: {error}") from error
-    target = _home()
-    target.mkdir(parents=True, exist_ok=True)
+    data = fetch.get(url)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             files = {name: archive.read(f"punkt_tab/english/{name}") for name in DIGESTS}
@@ -94,7 +86,5 @@ def download(url: str = URL) -> Path:
         if sha256(content).hexdigest() != DIGESTS[name]:
             raise DataError(f"{url}: {name} is not the file the profiles were made with")
     for name, content in files.items():
-        partial = target / f"{name}.part"
-        partial.write_bytes(content)
-        os.replace(partial, target / name)
-    return target
+        fetch.keep(_home() / name, content)
+    return _home()

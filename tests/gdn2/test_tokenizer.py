@@ -222,7 +222,16 @@ def test_broken_settings_are_refused(small: Path, tmp_path: Path) -> None:
 def test_missing_things(small: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no tokenizer\.json, tokenizer\.model"):
         load_tokenizer(tmp_path)
-    for name in ("", "nothing-here", str(tmp_path / "no" / "such" / "file"), "hf:", "hf:a/b/c"):
+    for name in (
+        "",
+        "nothing-here",
+        str(tmp_path / "no" / "such" / "file"),
+        "hf:",
+        "hf:a/b/c",
+        "a\0b",
+        "x" * 5000,
+        "/dev/zero",
+    ):
         with pytest.raises(CheckpointError):
             load_tokenizer(name)
     with pytest.raises(UserError, match="bos"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gdn2.errors import DataError
+from gdn2.errors import DataError, StorageError
 from tasks.ruler import commands, essays, punkt
 from tasks.ruler.haystack import load_haystack
 
@@ -70,7 +70,7 @@ def listed(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return file
 
 
-def test_the_manifest_is_the_set_ruler_was_made_with() -> None:
+def test_the_manifest_is_the_original_repositorys_set() -> None:
     found = essays.manifest()
     assert len(found) == 49 and list(found) == sorted(found)
     assert all(name.endswith(".txt") and len(digest) == 64 for name, digest in found.items())
@@ -98,6 +98,12 @@ def test_other_essays_are_refused(server: Server, listed: Path, cache: Path) -> 
     assert [file.name for file in (cache / "essays").iterdir()] == ["a.txt"]
     del server.files["/b.txt"]
     with pytest.raises(DataError, match="404"):
+        essays.download(server.url, listed)
+
+
+def test_a_cache_that_cannot_be_written(server: Server, listed: Path, cache: Path) -> None:
+    cache.write_text("a file")
+    with pytest.raises(StorageError, match="cannot write"):
         essays.download(server.url, listed)
 
 

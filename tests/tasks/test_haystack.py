@@ -45,6 +45,10 @@ def test_missing_and_empty_places(tmp_path: Path) -> None:
         load_haystack(str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"no \.txt file"):
         load_haystack(str(tmp_path))
+    for name in ("", "a\0b", "x" * 5000, "/dev/zero", "no\nsuch"):
+        with pytest.raises(DataError, match="haystack") as caught:
+            load_haystack(name)
+        assert "\n" not in str(caught.value)
 
 
 def test_bad_haystacks_are_refused_by_every_task(trained: Callable, tmp_path: Path) -> None:
@@ -74,9 +78,9 @@ def test_upstreams_json_is_read(tmp_path: Path) -> None:
     file = tmp_path / "essays.json"
     file.write_text(json.dumps({"text": "Some essay."}))
     assert load_haystack(str(file)).text() == "Some essay."
-    for bad in ("[]", '{"text": 1}', "{", '{"other": ""}'):
+    for bad in ('{"text": "\\ud800"}', "[]", '{"text": 1}', "{", '{"other": ""}'):
         file.write_text(bad + " " * len(bad))
-        with pytest.raises(DataError, match="JSON|object"):
+        with pytest.raises(DataError, match="JSON|object|surrogate"):
             load_haystack(str(file))
 
 
