@@ -36,6 +36,12 @@ class _Chunks(NamedTuple):
 
 
 def delta_rule(rows: Rows, state: Tensor) -> tuple[Tensor, Tensor]:
+    """`_delta_rule` in the dtype of its inputs, also where autocast is on: decays and the solve need it."""
+    with torch.autocast(rows.q.device.type, enabled=False):
+        return _delta_rule(rows, state)
+
+
+def _delta_rule(rows: Rows, state: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs [T, H, V] of all packed rows, and the last state [N, H, K, V] of every sequence, from `state`.
 
     The rows come repeated to the value heads (`Rows.repeated`). A sequence's result depends on no other sequence.
