@@ -12,17 +12,17 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from evalsuite.interrupt import Interrupted, Signals
-from evalsuite.names import one_line, plain, quoted
+from evalsuite.names import aligned, one_line, plain, quoted, refuse_unusable, task_options
 from gdn2.errors import StorageError, UserError
 
 if TYPE_CHECKING:
@@ -38,35 +38,28 @@ app = typer.Typer(
 
 # typer keeps its own copy of click: the base of all its usage errors is reached through one of them.
 _USAGE: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
-_DTYPES = ("float32", "bfloat16", "float16")
-
-
-def _usable(value: str) -> bool:
-    try:
-        return bool(value.strip()) and b"\x00" not in os.fsencode(value)
-    except UnicodeEncodeError:
-        return False
 
 
 def _directory(value: str | Path) -> Path:
-    if not _usable(str(value)):
-        raise typer.BadParameter(f"{quoted(value)} is not a directory")
+    refuse_unusable({"out": value})
     return Path(value)
 
 
-def _task_options(given: Mapping[str, object]) -> dict[str, str]:
-    names: tuple[str, ...] = ("haystack", "haystack_offset", "budget")
-    return {name: str(given[name]) for name in names if given.get(name) is not None}
-
-
-def _refuse_unusable(given: Mapping[str, object]) -> None:
-    for name, value in given.items():
-        if value is not None and not _usable(str(value)):
-            raise UserError(f"--{name.replace('_', '-')} {quoted(value)} is not a value")
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", value):
+        raise UserError(f"device {quoted(value)} is not cpu, cuda, cuda:N or auto")
+    return value
 
 
 # Options that several commands share.
 Out = Annotated[Path, typer.Option("--out", parser=_directory, metavar="DIRECTORY", help="Results directory.")]
+Device = Annotated[
+    str, typer.Option(parser=_device, metavar="DEVICE", help="cpu, cuda, cuda:N; auto is a GPU where there is one.")
+]
+Runs = Annotated[
+    list[Path] | None, typer.Option(help="Run, results directory or .jsonl file; repeatable.", show_default="results")
+]
+Dtype = Literal["float32", "bfloat16", "float16"]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the samples.")]
 Haystack = Annotated[str | None, typer.Option(help="bundled, essays, a text file or a directory of them.")]
 Offset = Annotated[str | None, typer.Option(help="First sentence of the haystack, or random: another for each sample.")]
@@ -97,12 +90,8 @@ def echo(text: str = "", *, error: bool = False) -> None:
 
 def echo_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print aligned columns; those of numbers to the right."""
-    cells = [[one_line(str(value)) for value in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    right = [all(re.fullmatch(r"-?[\d,.]+|-", cell) for cell in column) for column in zip(*cells, strict=True)]
-    for line in (list(header), *cells):
-        parts = zip(line, widths, right or [False] * len(widths), strict=True)
-        echo("  ".join(cell.rjust(width) if number else cell.ljust(width) for cell, width, number in parts).rstrip())
+    for line in aligned(header, rows):
+        echo(line)
 
 
 def warn(text: str) -> None:
@@ -124,10 +113,8 @@ def run(
     haystack: Haystack = None,
     seed: Seed = 42,
     out: Out = Path("results"),
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N; auto is a GPU where there is one.")] = "auto",
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="the device's")
-    ] = None,
+    device: Device = "auto",
+    dtype: Annotated[Dtype | None, typer.Option(help="Of the weights.", show_default="the device's")] = None,
     batch_tokens: Annotated[
         int, typer.Option(min=64, max=2**24, help="Prompt tokens read at once; never changes an answer.")
     ] = 8192,
@@ -140,11 +127,7 @@ def run(
     gdn2-eval run --model gdn2-tiny --tasks ruler --lengths 1k,2k,4k
     """
     passed = {name: str(value) for name, value in locals().items() if value is not None and name != "dry_run"}
-    _refuse_unusable(passed)
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
-        raise UserError(f"device {quoted(device)} is not cpu, cuda, cuda:N or auto")
-    if dtype is not None and dtype not in _DTYPES:
-        raise UserError(f"dtype {quoted(dtype)} is not one of {', '.join(_DTYPES)}")
+    refuse_unusable(passed)
 
     import tasks as registry
     from evalsuite import backends, runfile, runner
@@ -153,7 +136,7 @@ def run(
     from evalsuite.progress import Bar, Lines
     from evalsuite.store import check_writable, read_index
 
-    ask = Ask(parse_lengths(lengths), samples, profile, seed, _task_options(passed))
+    ask = Ask(parse_lengths(lengths), samples, profile, seed, task_options(passed))
     chosen = registry.resolve(tasks)
     check_profile(chosen, profile)
     check_writable(out / "runs")
@@ -180,15 +163,12 @@ def run(
 def train(
     config: Annotated[Path, typer.Argument(help="TOML file; the zoo's own are in gdn2/zoo.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", parser=_directory, metavar="DIRECTORY", help="Gets log and model.")],
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto is a GPU where there is one.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Train a model. Safe to kill: the same command goes on where it stopped.
 
     gdn2-eval train gdn2/zoo/gdn2-tiny.toml --out results/gdn2-tiny
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
-        raise UserError(f"device {quoted(device)} is not cpu, cuda, cuda:N or auto")
-
     import torch
 
     from gdn2.train.config import load_config
@@ -268,6 +248,37 @@ data = typer.Typer(help="Write samples, fetch what they need.", rich_markup_mode
 app.add_typer(data, name="data")
 
 
+@app.command()
+def tables(
+    runs: Runs = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write this .md, .tex or .csv file.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="text, markdown, latex or csv, where there is no --out.")
+    ] = "text",
+    published: Annotated[str, typer.Option(help="The paper's figures: matched, all or none.")] = "matched",
+    check: Annotated[bool, typer.Option("--check", help="Compare --out with the records, write nothing.")] = False,
+) -> None:
+    """Show scores by task and context length with intervals, the paper's beside them.
+
+    gdn2-eval tables --runs results --out results/tables/ruler.md
+    """
+    from evalsuite.reports import commands
+
+    echo(commands.tables(runs or [], out, form, published, check, warn))
+
+
+@app.command()
+def plot(
+    runs: Runs = None,
+    out: Out = Path("results/figures"),
+    form: Annotated[str, typer.Option("--format", help="png, svg, pdf, separated by commas.")] = "png,svg",
+) -> None:
+    """Draw accuracy against context length, and by the depth of the needle."""
+    from evalsuite.reports import commands
+
+    echo(commands.plot(runs or [], out, form, warn))
+
+
 @data.command("ruler")
 def data_ruler(
     task: Annotated[str, typer.Option(help="A RULER task, such as niah_single_2.")],
@@ -283,7 +294,7 @@ def data_ruler(
 ) -> None:
     """Write RULER samples for use elsewhere."""
     given = locals()
-    _refuse_unusable(given)
+    refuse_unusable(given)
     from evalsuite.plan import parse_lengths
     from gdn2.tokenizer import load_tokenizer
     from tasks.ruler import commands
@@ -292,7 +303,7 @@ def data_ruler(
     if more:
         raise UserError(f"length {quoted(length)} is more than one; a file holds one")
     commands.find_task(task)
-    export = commands.Export(task, tokens, out, samples, profile, seed, _task_options(given))
+    export = commands.Export(task, tokens, out, samples, profile, seed, task_options(given))
     echo(commands.data_ruler(export, load_tokenizer(tokenizer)))
 
 
@@ -321,7 +332,7 @@ def echo_prompts(records: list[Record], passed: dict[str, str]) -> None:
     backend = backends.load(passed["model"], device=passed["device"], dtype=passed.get("dtype"))
     for record in {record.key: record for record in records}.values():
         title = f"{record.task} at {record.length}, sample {record.sample_id}"
-        made = reader.prompts(record, backend, registry.resolve, _task_options(passed))
+        made = reader.prompts(record, backend, registry.resolve, task_options(passed))
         if made is None:
             echo(f"{title}: the prompt cannot be made again (task, model or haystack have changed)")
         for text in made or ():
@@ -351,7 +362,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except UserError as problem:
                 return _refuse(str(problem), problem.exit_code)
             except _USAGE as problem:
-                return _refuse(f"{problem.format_message().rstrip('.')}; see gdn2-eval --help", 2)
+                message = problem.format_message().replace("Value error, ", "").rstrip(".")
+                return _refuse(f"{message}; see gdn2-eval --help", 2)
             except typer.Abort:
                 return _refuse("aborted", 2)
     except Interrupted as problem:

@@ -1,13 +1,17 @@
-"""Names and texts from outside, made safe: for paths, for a terminal, for a reader who mistyped one."""
+"""Names and texts from outside, made safe and legible: for paths, for a terminal, for a reader who mistyped one."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
+from gdn2.errors import UserError
+
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_NUMBER = re.compile(r"-?[\d,.]+|-")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 # What a terminal would obey rather than show: OSC, DCS, PM, APC and SOS strings, CSI and two-character sequences.
@@ -56,3 +60,33 @@ def suggest(name: str, known: Iterable[str], limit: int = 12) -> str:
         return "there are none"
     more = f", ... ({len(choices)} in all)" if len(choices) > limit else ""
     return f"known: {', '.join(choices[:limit])}{more}"
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Lines of a table with aligned columns; those of numbers to the right."""
+    cells = [[one_line(str(value)) for value in row] for row in rows]
+    columns = list(zip(header, *cells, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [bool(rows) and all(_NUMBER.fullmatch(cell) for cell in column[1:]) for column in columns]
+    lines = []
+    for line in (header, *cells):
+        parts = zip(line, widths, right, strict=True)
+        lines.append("  ".join(cell.rjust(width) if number else cell.ljust(width) for cell, width, number in parts))
+    return [line.rstrip() for line in lines]
+
+
+def refuse_unusable(given: Mapping[str, object]) -> None:
+    """Raise UserError for an option whose text is blank, holds a NUL, or cannot be a name on this system."""
+    for name, value in given.items():
+        try:
+            good = value is None or (bool(str(value).strip()) and b"\x00" not in os.fsencode(str(value)))
+        except UnicodeEncodeError:
+            good = False
+        if not good:
+            raise UserError(f"--{name.replace('_', '-')} {quoted(value)} is not a value")
+
+
+def task_options(given: Mapping[str, object]) -> dict[str, str]:
+    """The settings among `given` that tasks read, as they read them."""
+    names = ("haystack", "haystack_offset", "budget")
+    return {name: str(given[name]) for name in names if given.get(name) is not None}
