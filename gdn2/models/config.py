@@ -12,7 +12,7 @@ LIMITS = {"d_model": 1 << 17, "d_ff": 1 << 20, "vocab_size": 1 << 21, "n_layers"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A pre-norm decoder: x += mixer(norm(x)); x += mlp(norm(x)) per layer, then a norm and the output head."""
+    """A decoder: x += mixer(norm(x)); x += mlp(norm(x)) per layer, then a norm and the output head."""
 
     d_model: int
     vocab_size: int
@@ -21,6 +21,8 @@ class ModelConfig:
     d_ff: int | None = None  # SwiGLU width; None leaves the MLP out
     tied: bool = False  # output head is the embedding
     norm_eps: float = 1e-5
+    post_norm: tuple[str, ...] = ()  # layers whose norms come after: x += norm(mixer(x)); x += norm(mlp(x))
+    residual_fp32: bool = False  # x itself stays fp32 in a model of half precision (mamba_ssm)
     train_length: int | None = None  # tokens the model was trained on, for plots
     name: str = field(default="model", compare=False)
 
@@ -32,6 +34,8 @@ class ModelConfig:
             raise ValueError(f"pattern must name 1 to {LIMITS['n_layers']} layers, got {len(self.pattern)}")
         if unknown := sorted(set(self.pattern) - set(self.mixers)):
             raise ValueError(f"pattern names {unknown[0]!r}, which is not in mixers ({', '.join(self.mixers)})")
+        if unknown := sorted(set(self.post_norm) - set(self.mixers)):
+            raise ValueError(f"post_norm names {unknown[0]!r}, which is not in mixers ({', '.join(self.mixers)})")
         if not (isinstance(self.norm_eps, float) and 0 < self.norm_eps < 1 and math.isfinite(self.norm_eps)):
             raise ValueError(f"norm_eps must lie between 0 and 1, got {self.norm_eps!r}")
         for name, options in self.mixers.items():
@@ -45,7 +49,7 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` reads them back."""
         data = asdict(self)
-        data["pattern"] = list(self.pattern)
+        data["pattern"], data["post_norm"] = list(self.pattern), list(self.post_norm)
         data["mixers"] = {name: dict(options) for name, options in self.mixers.items()}
         return data
 
@@ -65,4 +69,6 @@ class ModelConfig:
             raise ValueError(f"the model configuration lacks {missing[0]!r}")
         if not isinstance(data["pattern"], list | tuple) or not isinstance(data["mixers"], Mapping):
             raise ValueError("pattern must be a list of names and mixers a table of them")
-        return cls(**{**data, "pattern": tuple(data["pattern"])})
+        if not isinstance(data.get("post_norm", []), list | tuple):
+            raise ValueError(f"post_norm must be a list of names, got {data['post_norm']!r}")
+        return cls(**{**data, "pattern": tuple(data["pattern"]), "post_norm": tuple(data.get("post_norm", ()))})

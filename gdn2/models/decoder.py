@@ -1,4 +1,4 @@
-"""The model on one page: embedding, pre-norm layers of mixer and SwiGLU, norm, output head.
+"""The model on one page: embedding, layers of mixer and SwiGLU, norm, output head.
 
 Axes: N sequences, T tokens of all sequences together (packed, never padded), D model width, F MLP width.
 """
@@ -52,9 +52,22 @@ class Layer(nn.Module):
             self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
             self.mlp = SwiGLU(config.d_model, config.d_ff)
         self.has_mlp = config.d_ff is not None
+        self.norm_after = name in config.post_norm
 
-    def feed_forward(self, x: Tensor) -> Tensor:
-        return x + self.mlp(self.mlp_norm(x)) if self.has_mlp else x
+    def mixer_input(self, x: Tensor) -> Tensor:
+        """What the mixer reads of the residual stream x [T, D]."""
+        return self._before(self.mixer_norm, x)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """The residual stream x [T, D] after the mixer's output y [T, D] and the MLP."""
+        x = x + self._after(self.mixer_norm, y)
+        return x + self._after(self.mlp_norm, self.mlp(self._before(self.mlp_norm, x))) if self.has_mlp else x
+
+    def _before(self, norm: RMSNorm, x: Tensor) -> Tensor:
+        return (x if self.norm_after else norm(x)).to(norm.weight.dtype)
+
+    def _after(self, norm: RMSNorm, y: Tensor) -> Tensor:
+        return norm(y) if self.norm_after else y
 
 
 class Decoder(nn.Module):
@@ -80,22 +93,29 @@ class Decoder(nn.Module):
         """
         if ids.ndim != 1 or ids.shape[0] != ragged.n_tokens:
             raise ValueError(f"ids must be the {ragged.n_tokens} packed tokens of the batch, got {list(ids.shape)}")
-        x = self.embed(ids)
+        x = self._embedded(ids)
         layers = []
         for i, layer in enumerate(self.blocks()):
-            y, new = layer.mixer(layer.mixer_norm(x), ragged, None if state is None else state.layers[i])
-            x = layer.feed_forward(x + y)
+            y, new = layer.mixer(layer.mixer_input(x), ragged, None if state is None else state.layers[i])
+            x = layer.add(x, y)
             layers.append(new)
         seen = torch.tensor(ragged.lengths, dtype=torch.int64, device=ids.device)
-        return self.norm(x), State(layers, seen if state is None else state.seen + seen)
+        return self._final(x), State(layers, seen if state is None else state.seen + seen)
 
     def step(self, ids: Tensor, state: State) -> Tensor:
         """One more token ids [N] of each sequence: hidden [N, D]; `state` moves on in place."""
-        x = self.embed(ids)
+        x = self._embedded(ids)
         for layer, layer_state in zip(self.blocks(), state.layers, strict=True):
-            x = layer.feed_forward(x + layer.mixer.step(layer.mixer_norm(x), layer_state))
+            x = layer.add(x, layer.mixer.step(layer.mixer_input(x), layer_state))
         state.seen += 1
-        return self.norm(x)
+        return self._final(x)
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        return x.float() if self.config.residual_fp32 and x.dtype != torch.float64 else x
+
+    def _final(self, x: Tensor) -> Tensor:
+        return self.norm(x).to(self.norm.weight.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [n, vocabulary] of hidden [n, D], in fp32 outside training."""
