@@ -54,6 +54,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_next": _hf(huggingface.qwen, "Gated DeltaNet with full attention; layers of experts are refused"),
     "qwen3_5": _hf(huggingface.qwen, "Gated DeltaNet with full attention: the text model of Qwen3.5"),
     "qwen3_5_text": _hf(huggingface.qwen, "Gated DeltaNet with full attention"),
+    "olmo_hybrid": _hf(huggingface.olmo, "Gated DeltaNet with full attention"),
     "bamba": _hf(huggingface.bamba, "Mamba-2 with full attention"),
     "granitemoehybrid": _hf(huggingface.granite, "Mamba-2 with full attention; layers of experts are refused"),
 }

@@ -275,3 +275,74 @@ def _granite_table(model: Decoder, factors: tuple[float, float, float, float], t
     both = Entry((top["embed.weight"],), ("embed.weight", "head.weight"), load, save)
     table = build_table(model, top, layers, None, [both])
     return Table(table.entries, table.ignored, {"lm_head.weight": top["embed.weight"]})
+
+
+# OLMo Hybrid
+
+
+def olmo(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) -> Read:
+    raw.only(hidden_act=SILU)
+    pattern = _layer_types(raw)
+    d_head = raw.integer("hidden_size") // raw.integer("num_attention_heads")
+    rope = raw.table("rope_parameters")
+    rotary = _rope(raw, d_head, 1.0) if rope.has("rope_theta") else {"rotary": 0}
+    eps = raw.number("rms_norm_eps", 1e-6)
+    beta_max = 2 if raw.flag("linear_allow_neg_eigval", True) else 1
+    mixers = {
+        "gdn": _linear(raw, gate="silu", beta_max=beta_max, norm_eps=OLMO_GATED_NORM_EPS),
+        "attention": _attention(raw, d_head, qk_norm="all", norm_eps=eps, **rotary),
+    }
+    config = _model(raw, pattern, mixers, post_norm=("attention",) if "attention" in pattern else ())
+    top = {
+        "embed.weight": "model.embed_tokens.weight",
+        "norm.weight": "model.norm.weight",
+        "head.weight": "lm_head.weight",
+    }
+
+    def table(model: Decoder) -> Table:
+        layers = [_olmo_layer(f"model.layers.{i}.", kind, model.config, tensors) for i, kind in enumerate(pattern)]
+        return build_table(model, top, layers, "lm_head.weight")
+
+    return config, table
+
+
+def _olmo_layer(prefix: str, kind: str, config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> LayerNames:
+    """Their own files and those that transformers writes differ in the names of norms and convolutions."""
+
+    def present(*names: str) -> str:
+        return next((name for name in names if prefix + name in tensors), names[0])
+
+    if kind == "attention":
+        mixer_norm = present("post_attention_layernorm.weight", "feedforward_layer_norm.weight")
+        names = {"mixer_norm.weight": mixer_norm, "mlp_norm.weight": "post_feedforward_layernorm.weight"}
+        return LayerNames(prefix, {**MLP, **names, "mixer.*": "self_attn."})
+    names = {
+        "mixer_norm.weight": present("attention_layer_norm.weight", "input_layernorm.weight"),
+        "mlp_norm.weight": present("feedforward_layer_norm.weight", "post_attention_layernorm.weight"),
+    }
+    merged = "linear_attn.conv1d.weight"
+    if prefix + merged in tensors:
+        conv = _conv(config.mixers[kind], merged)
+    else:
+        conv = _cut_conv(config.mixers[kind], prefix, tensors)
+    return LayerNames(prefix, {**MLP, **names, "mixer.*": "linear_attn."}, [conv])
+
+
+def _cut_conv(options: Mapping[str, Any], prefix: str, tensors: Mapping[str, TensorInfo]) -> Entry:
+    """Convolutions of q, k and v. transformers (5.23) cuts the merged one into thirds when it saves, wherever that is.
+
+    So what counts is their concatenation; the cuts are those of the file, where they add up.
+    """
+    whole = _conv(options, "")
+    names = tuple(f"linear_attn.{n}_conv1d.weight" for n in "qkv")
+    keys, values = options["n_heads"] * options["d_key"], options["n_value_heads"] * options["d_value"]
+    found = [tensors[prefix + n].shape[0] for n in names if prefix + n in tensors and tensors[prefix + n].shape]
+    cuts = found if len(found) == 3 and sum(found) == 2 * keys + values else [keys, keys, values]
+
+    def load(*parts: Tensor) -> tuple[Tensor, ...]:
+        return whole.load(torch.cat(parts))
+
+    def save(*parts: Tensor) -> tuple[Tensor, ...]:
+        return whole.save(*parts)[0].split(cuts)
+
+    return Entry(names, whole.ours, load, save)

@@ -83,7 +83,7 @@ def _backbone(raw: Fields, mixer: str, options: Mapping[str, Any], eps: float) -
     return ModelConfig(
         d_model=raw.integer("hidden_size"), vocab_size=raw.integer("vocab_size"), norm_eps=eps,
         pattern=(mixer,) * raw.integer("num_hidden_layers"), mixers={mixer: options},
-        tied=raw.flag("tie_word_embeddings", False),
+        tied=raw.flag("tie_word_embeddings", False), residual_fp32=raw.flag("residual_in_fp32", True),
     )  # fmt: skip
 
 

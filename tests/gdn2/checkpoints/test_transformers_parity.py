@@ -1,0 +1,108 @@
+"""Checkpoints that transformers writes: every parameter moved at random, our logits are the peer's own.
+
+300 tokens in fp32, prefill and decoding, to 1e-5 of the largest logit.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gdn2.checkpoints import open_model
+from gdn2.checkpoints.tables import on_meta
+from tests.gdn2.checkpoints import golden
+
+transformers = pytest.importorskip("transformers")
+
+SIZES = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "pad_token_id": 0}
+ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+LINEAR = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}  # fmt: skip
+MAMBA = {"mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 8, "mamba_expand": 2, "mamba_chunk_size": 32}
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mamba2": ("Mamba2", {
+        "num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "expand": 2, "use_bias": True, "chunk_size": 32,
+        "time_step_limit": (0.02, 0.5),
+    }),
+    "qwen3_next": ("Qwen3Next", {
+        **ATTENTION, **LINEAR, "head_dim": 16, "num_experts": 0, "mlp_only_layers": [0, 1, 2], "rms_norm_eps": 1e-4,
+    }),
+    "qwen3_5_text": ("Qwen3_5", {**ATTENTION, **LINEAR, "head_dim": 16, "tie_word_embeddings": True}),
+    "olmo_hybrid": ("OlmoHybrid", {**ATTENTION, **LINEAR, "rms_norm_eps": 1e-4}),
+    "olmo_hybrid_nope": ("OlmoHybrid", {
+        **ATTENTION, **LINEAR, "rope_parameters": {"rope_theta": None, "rope_type": "default"},
+    }),
+    "bamba": ("Bamba", {**ATTENTION, **MAMBA, "attn_layer_indices": [1], "mamba_proj_bias": True}),
+    "granitemoehybrid": ("GraniteMoeHybrid", {
+        **ATTENTION, **MAMBA, "num_local_experts": 0, "shared_intermediate_size": 40, "tie_word_embeddings": True,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"], "position_embedding_type": "rope",
+        "embedding_multiplier": 3.0, "logits_scaling": 1.7, "residual_multiplier": 0.3, "attention_multiplier": 0.2,
+    }),
+    "granitemoehybrid_nope": ("GraniteMoeHybrid", {
+        **ATTENTION, **MAMBA, "num_local_experts": 0, "shared_intermediate_size": 40, "attention_bias": True,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"], "attention_multiplier": 0.5,
+    }),
+}  # fmt: skip
+
+
+def peer(name: str) -> Any:
+    """A model of transformers with every parameter away from where it begins."""
+    kind, options = MODELS[name]
+    config = {"Qwen3_5": "Qwen3_5TextConfig"}.get(kind, f"{kind}Config")
+    torch.manual_seed(7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, config)(**SIZES, **options))
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            spread = 0.4 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
+            parameter.add_(torch.randn_like(parameter) * (0.3 if key.endswith("A_log") else spread * 0.5))
+    return model.eval()
+
+
+def theirs(model: Any, ids: list[list[int]]) -> list[torch.Tensor]:
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [model(input_ids=torch.tensor([one]), use_cache=False).logits[0] for one in ids]
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Path]:
+    model, path = peer(request.param), tmp_path_factory.mktemp(request.param)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(path)
+    return request.param, model, path
+
+
+def test_logits_are_the_peers(written: tuple[str, Any, Path]) -> None:
+    _, model, path = written
+    ids = torch.randint(0, SIZES["vocab_size"], (2, 300), generator=torch.Generator().manual_seed(1)).tolist()
+    wanted = theirs(model, ids)
+    ours = open_model(str(path)).model
+    for made in (golden.prefill(ours, ids), golden.decode(ours, ids)):
+        for mine, its in zip(made, wanted, strict=True):
+            assert golden.error(mine, its) < golden.TOLERANCE
+
+
+def test_the_table_runs_backwards(written: tuple[str, Any, Path]) -> None:
+    """Our parameters, renamed back, are the file's tensors (to rounding where the format folds a factor)."""
+    from contextlib import ExitStack
+
+    from gdn2.checkpoints import formats
+    from gdn2.checkpoints.fields import Values
+    from gdn2.checkpoints.sources import open_source
+
+    _, _, path = written
+    with ExitStack() as stack:
+        source = open_source(path, stack, allow_pickle=False)
+        reading = formats.understand(path, formats.configuration(path), source.tensors, Values({}))
+        saved = reading.table(on_meta(reading.config, path)).save(open_model(str(path)).model)
+        assert set(saved) == set(source.tensors)
+        for name, tensor in saved.items():
+            torch.testing.assert_close(tensor, source.read(name), rtol=2e-6, atol=1e-6)
