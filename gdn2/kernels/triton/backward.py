@@ -19,20 +19,22 @@ import triton.language as tl
 from gdn2.kernels.triton.forward import (
     CHANNEL,
     HEAD,
-    LOG2E,
     between,
-    from_start,
-    half_decay,
+    ends_decay,
+    far_decay,
+    gate_ends,
     halves,
+    load_decays,
     load_gate,
     load_rows,
     load_state,
+    near_decay,
+    places,
     product,
     same_token,
     square,
     store_rows,
     store_state,
-    to_end,
 )
 
 
@@ -155,6 +157,58 @@ def through_state(
 
 
 @triton.jit
+def add_near(
+    dq, de, dk, q, k, e, mask, daqk, dt, f, level,
+    C: tl.constexpr, B: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add the pairs of one level to the gradients; the mirror of `add_scores`, daqk and dt being pointers too."""
+    pairs = halves(level, C) & (same_token(C, RANK) == 0)
+    wide = tl.reshape(f, [C, B])
+    k_ = tl.load(k, mask=mask, other=0.0)
+    a = tl.where(pairs, tl.load(daqk), 0.0).to(k_.dtype)
+    kf = tl.reshape((k_ * f).to(k_.dtype), [C, B])
+    dq += wide * product(a, kf, PRECISION)
+    qf = tl.reshape((tl.load(q, mask=mask, other=0.0) * f).to(k_.dtype), [C, B])
+    near = product(tl.trans(a), qf, PRECISION)
+    if ERASE:
+        a = tl.where(pairs, tl.load(dt), 0.0).to(k_.dtype)
+        de += wide * product(a, kf, PRECISION)
+        ef = tl.reshape((tl.load(e, mask=mask, other=0.0) * f).to(k_.dtype), [C, B])
+        near += product(tl.trans(a), ef, PRECISION)
+    dk += wide * near
+    return dq, de, dk
+
+
+@triton.jit
+def near_channel(
+    q, k, e, g, daqk, dt, row0, rows, chunk, head,
+    col0, H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, B: tl.constexpr,
+    C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients [C, B] of q, e and k from the pairs of one chunk with decay between them, per channel."""
+    dq = tl.zeros([C, B], dtype=tl.float32)
+    de = tl.zeros([C, B], dtype=tl.float32)
+    dk = tl.zeros([C, B], dtype=tl.float32)
+    own, after = load_decays(g, row0, rows, head // (HV // HG), HG, K, col0, C, B)
+    at, mask = places(row0, rows, head // (HV // H), H, K, col0, C, B)
+    at_e, mask = places(row0, rows, head // (HV // HE), HE, K, col0, C, B)
+    da = square(daqk, chunk, head, HV, C)
+    d = square(dt, chunk, head, HV, C)
+    for level in tl.static_range(2):
+        f = near_decay(own, after, level, C, B)
+        dq, de, dk = add_near(
+            dq, de, dk, q + at, k + at, e + at_e, mask, da, d, f, level, C, B, RANK, ERASE, PRECISION
+        )
+    down, up, total = tl.cumsum(own, 1), tl.cumsum(after, 1, reverse=True), tl.sum(own, 1)
+    for level in range(2, 6):
+        f = far_decay(down, up, total, level, C)
+        dq, de, dk = add_near(
+            dq, de, dk, q + at, k + at, e + at_e, mask, da, d, f, level, C, B, RANK, ERASE, PRECISION
+        )
+    return dq, de, dk
+
+
+@triton.jit
 def inputs_kernel(
     q, k, e, g, do, dz, written, states, dstates, daqk, dt,  # inputs
     dq, dk, de, dg,  # outputs [T, Hv, K]; dg per head: [tiles of K, T, Hv]
@@ -178,67 +232,55 @@ def inputs_kernel(
     dq_, de_, dk_, dwhole = through_state(
         do, dz, written, states, dstates, row0, rows, chunk, head, col0, HV, K, V, B, BV, C, ERASE, PRECISION
     )
-    q_ = load_rows(q, row0, rows, head // (HV // H), H, K, col0, C, B)
-    k_ = load_rows(k, row0, rows, head // (HV // H), H, K, col0, C, B)
-    e_ = load_rows(e, row0, rows, head // (HV // HE), HE, K, col0, C, B) if ERASE else q_
-    da = tl.load(square(daqk, chunk, head, HV, C))
-    d = tl.load(square(dt, chunk, head, HV, C)) if ERASE else da
-    last = tl.arange(0, C) == C - 1
-    hg = head // (HV // HG)
     if DECAY == CHANNEL:
-        g_ = LOG2E * load_rows(g, row0, rows, hg, HG, K, col0, C, B)
-        g_next = LOG2E * load_rows(g, row0, rows, hg, HG, K, col0, C, B, 1)
-        gamma = tl.exp2(from_start(g_))
-        tail = tl.exp2(to_end(g_next, C))
-        dwhole *= tl.sum(tl.where(last[:, None], gamma, 0.0), 0)
+        own, after = load_decays(g, row0, rows, head // (HV // HG), HG, K, col0, C, B)
+        total = tl.sum(own, 1)
+        gamma, tail = ends_decay(tl.cumsum(own, 1), tl.cumsum(after, 1, reverse=True), total, C)
+        gamma = tl.reshape(gamma, [C, B])
+        tail = tl.reshape(tail, [C, B])
+        dwhole *= tl.exp2(tl.sum(total, 0))
     if DECAY == HEAD:
-        g_ = load_gate(g, row0, rows, hg, HG, C)
-        gamma = tl.exp2(from_start(g_))[:, None]
-        tail = tl.exp2(to_end(load_gate(g, row0, rows, hg, HG, C, 1), C))[:, None]
-        dwhole *= tl.sum(tl.where(last, tl.exp2(from_start(g_)), 0.0), 0)
+        gamma, tail = gate_ends(g, row0, rows, head // (HV // HG), HG, C)
+        dwhole *= tl.sum(tl.where(tl.arange(0, C) == C - 1, gamma, 0.0), 0)
+        gamma = gamma[:, None]
+        tail = tail[:, None]
     if DECAY:
         dq_ *= gamma
         de_ *= gamma
         dk_ *= tail
+    q_ = load_rows(q, row0, rows, head // (HV // H), H, K, col0, C, B)
+    k_ = load_rows(k, row0, rows, head // (HV // H), H, K, col0, C, B)
+    da = tl.load(square(daqk, chunk, head, HV, C))
+    kept = k_ * dk_
+    up = q_ * dq_
     if DECAY == CHANNEL:
-        token = same_token(C, RANK)
-        own = tl.where(token, da, 0.0).to(da.dtype)
-        up = q_ * dq_ + e_ * de_ if ERASE else q_ * dq_
-        kept = k_ * dk_
-        dq_near = tl.zeros([C, B], dtype=tl.float32)
-        de_near = tl.zeros([C, B], dtype=tl.float32)
-        dk_near = tl.zeros([C, B], dtype=tl.float32)
-        for level in tl.static_range(6):
-            f = half_decay(g_, g_next, 1 << level, C, B)
-            pairs = halves(1 << level, C) & (token == 0)
-            a = tl.where(pairs, da, 0.0).to(da.dtype)
-            kf = (k_ * f).to(k_.dtype)
-            dq_near += f * product(a, kf, PRECISION)
-            dk_near += f * product(tl.trans(a), (q_ * f).to(q_.dtype), PRECISION)
-            if ERASE:
-                a = tl.where(pairs, d, 0.0).to(d.dtype)
-                de_near += f * product(a, kf, PRECISION)
-                dk_near += f * product(tl.trans(a), (e_ * f).to(e_.dtype), PRECISION)
-        up += q_ * dq_near + e_ * de_near - k_ * dk_near if ERASE else q_ * dq_near - k_ * dk_near
-        dq_ += dq_near + product(own, k_, PRECISION)
-        de_ += de_near
-        dk_ += dk_near + product(tl.trans(own), q_, PRECISION)
+        dq_near, de_near, dk_near = near_channel(
+            q, k, e, g, daqk, dt, row0, rows, chunk, head, col0, H, HE, HG, HV, K, B, C, RANK, ERASE, PRECISION
+        )
+        da = tl.where(same_token(C, RANK), da, 0.0).to(da.dtype)
+        up += q_ * dq_near - k_ * dk_near
+        dq_ += dq_near + product(da, k_, PRECISION)
+        dk_ += dk_near + product(tl.trans(da), q_, PRECISION)
     else:
-        kept = k_ * dk_
-        dk_near = product(tl.trans(da), q_, PRECISION)
         dq_near = product(da, k_, PRECISION)
-        up = q_ * (dq_ + dq_near) - k_ * dk_near
+        dk_near = product(tl.trans(da), q_, PRECISION)
+        up += q_ * dq_near - k_ * dk_near
         dq_ += dq_near
-        if ERASE:
+        dk_ += dk_near
+    store_rows(dq, dq_, row0, rows, head, HV, K, col0, C, B)
+    if ERASE:
+        e_ = load_rows(e, row0, rows, head // (HV // HE), HE, K, col0, C, B)
+        if DECAY == CHANNEL:
+            de_ += de_near
+        else:
+            d = tl.load(square(dt, chunk, head, HV, C))
             de_ += product(d, k_, PRECISION)
             dk_near = product(tl.trans(d), e_, PRECISION)
             dk_ += dk_near
-            up += e_ * de_ - k_ * dk_near
-        dk_ += product(tl.trans(da), q_, PRECISION)
-    store_rows(dq, dq_, row0, rows, head, HV, K, col0, C, B)
-    store_rows(dk, dk_, row0, rows, head, HV, K, col0, C, B)
-    if ERASE:
+            up -= k_ * dk_near
+        up += e_ * de_
         store_rows(de, de_, row0, rows, head, HV, K, col0, C, B)
+    store_rows(dk, dk_, row0, rows, head, HV, K, col0, C, B)
     # A gate of row t lies before the reads of rows r >= t, and inside the tails of rows s < t.
     if DECAY == CHANNEL:
         slope = tl.cumsum(up, 0, reverse=True) + tl.cumsum(kept, 0) - kept + dwhole[None, :]

@@ -22,6 +22,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 NONE = tl.constexpr(0)
 HEAD = tl.constexpr(1)
 CHANNEL = tl.constexpr(2)
+FORGET = tl.constexpr(-1e4)
+"""Stands for every stronger log2-decay, -inf included: 2 to its power is zero, and zero times it is still zero."""
 
 
 @triton.jit
@@ -46,7 +48,16 @@ def store_rows(base, x, row0, rows, head, heads, width, col0, C: tl.constexpr, B
 def load_gate(g, row0, rows, head, heads, C: tl.constexpr, SHIFT: tl.constexpr = 0):
     """Per-head log2-decays [C] of g [T, heads], zero past the chunk's rows."""
     r = tl.arange(0, C) + SHIFT
-    return LOG2E * tl.load(g + (row0 + r).to(tl.int64) * heads + head, mask=r < rows, other=0.0)
+    return tl.load(g + (row0 + r).to(tl.int64) * heads + head, mask=r < rows, other=0.0) * LOG2E
+
+
+@triton.jit
+def gate_ends(g, row0, rows, head, heads, C: tl.constexpr):
+    """Per-head decay from the chunk's start through each row, and after each row to the chunk's end [C]."""
+    last = tl.arange(0, C) == C - 1
+    after = tl.where(last, 0.0, load_gate(g, row0, rows, head, heads, C, 1))
+    down = tl.cumsum(load_gate(g, row0, rows, head, heads, C), 0)
+    return tl.exp2(down), tl.exp2(tl.cumsum(after, 0, reverse=True))
 
 
 @triton.jit
@@ -63,42 +74,75 @@ def product(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def from_start(g):
-    """Sum of log-decays from the chunk's start through each row, over axis 0."""
-    return tl.cumsum(g, 0)
+def places(row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr, SHIFT: tl.constexpr = 0):
+    """Offsets and mask [C // 4, 4, B] of the tile that `load_rows` loads.
+
+    Triton spreads threads over the first axis before the second, so a block of four rows lies within one thread when
+    there are C // 4 * B / 8 threads: sums inside blocks cost no exchange.
+    """
+    r = 4 * tl.arange(0, C // 4)[:, None, None] + tl.arange(0, 4)[None, :, None] + SHIFT
+    col = col0 + tl.arange(0, B)[None, None, :]
+    return (row0 + r).to(tl.int64) * (heads * width) + head * width + col, (r < rows) & (col < width)
 
 
 @triton.jit
-def to_end(g_next, C: tl.constexpr):
-    """Sum of log-decays after each row to the chunk's end; `g_next` holds the following row's. Over axis 0."""
-    last = tl.arange(0, C) == C - 1
-    if len(g_next.shape) == 2:
-        return tl.cumsum(tl.where(last[:, None], 0.0, g_next), 0, reverse=True)
-    return tl.cumsum(tl.where(last, 0.0, g_next), 0, reverse=True)
+def load_decays(g, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
+    """log2-decays of each row, and of the row after it in the same block of four [C // 4, 4, B]."""
+    at, mask = places(row0, rows, head, heads, width, col0, C, B)
+    own = tl.maximum(tl.load(g + at, mask=mask, other=0.0) * LOG2E, FORGET)
+    at, mask = places(row0, rows, head, heads, width, col0, C, B, 1)
+    r = tl.arange(0, 4)[None, :, None]
+    return own, tl.maximum(tl.load(g + at, mask=mask & (r < 3), other=0.0) * LOG2E, FORGET)
 
 
 @triton.jit
-def half_decay(g, g_next, HALF: tl.constexpr, C: tl.constexpr, B: tl.constexpr):
-    """Decay between each row and the middle of its aligned block of 2 HALF rows [C, B].
+def near_decay(own, after, LEVEL: tl.constexpr, C: tl.constexpr, B: tl.constexpr):
+    """`far_decay` for blocks of two (LEVEL 0) and four rows (LEVEL 1)."""
+    r = tl.arange(0, 4)[None, :, None]
+    if LEVEL == 0:
+        sums = tl.where(r % 2 == 1, own, 0.0)
+    else:
+        pairs = tl.reshape(tl.cumsum(tl.reshape(own, [C // 4, 2, 2, B]), 2), [C // 4, 4, B])
+        sums = tl.where(r >= 2, pairs, tl.where(r == 0, after, 0.0))
+    return tl.exp2(sums)
+
+
+@triton.jit
+def far_decay(down, up, total, level, C: tl.constexpr):
+    """Decay between each row and the middle of its aligned block of 2 ** (level + 1) rows [C // 4, 4, B].
 
     Rows of the second half: from the middle through the row. Rows of the first half: after the row up to the middle.
+    `down` sums log-decays from the start of a block of four through the row, `up` after the row to the block's end.
     """
-    row = tl.arange(0, C)
-    second = (row // HALF % 2 == 1)[:, None]
-    if HALF == 1:
-        return tl.exp2(tl.where(second, g, 0.0))
-    inside = tl.where((row % HALF == HALF - 1)[:, None], 0.0, g_next)
-    down = tl.reshape(tl.cumsum(tl.reshape(g, [C // HALF, HALF, B]), 1), [C, B])
-    up = tl.reshape(tl.cumsum(tl.reshape(inside, [C // HALF, HALF, B]), 1, reverse=True), [C, B])
-    return tl.exp2(tl.where(second, down, up))
+    b = tl.arange(0, C // 4)
+    half = b >> (level - 2)
+    second = half % 2 == 1
+    nearer = tl.where(second[:, None], b[:, None] > b[None, :], b[:, None] < b[None, :])
+    sums = block_sums((half[:, None] == half[None, :]) & nearer, total)
+    return tl.exp2(tl.where(second[:, None, None], down, up) + sums[:, None, :])
 
 
 @triton.jit
-def halves(HALF: tl.constexpr, C: tl.constexpr):
-    """Mask [C, C] of the pairs (r, s) with r in the second and s in the first half of one block of 2 HALF rows."""
+def block_sums(mask, total):
+    """Sums [C // 4, B] of the blocks' totals that `mask` [C // 4, C // 4] selects."""
+    return tl.dot(tl.where(mask, 1.0, 0.0), total, input_precision="tf32x3")
+
+
+@triton.jit
+def ends_decay(down, up, total, C: tl.constexpr):
+    """Decay from the chunk's start through each row, and after each row to the chunk's end [C // 4, 4, B]."""
+    b = tl.arange(0, C // 4)
+    before = block_sums(b[:, None] > b[None, :], total)
+    behind = block_sums(b[:, None] < b[None, :], total)
+    return tl.exp2(down + before[:, None, :]), tl.exp2(up + behind[:, None, :])
+
+
+@triton.jit
+def halves(level, C: tl.constexpr):
+    """Mask [C, C] of the pairs (r, s) with r in the second and s in the first half of a block of 2 ** (level + 1)."""
     r = tl.arange(0, C)[:, None]
     s = tl.arange(0, C)[None, :]
-    return (r // (2 * HALF) == s // (2 * HALF)) & (r // HALF > s // HALF)
+    return ((r >> (level + 1)) == (s >> (level + 1))) & ((r >> level) > (s >> level))
 
 
 @triton.jit
@@ -121,12 +165,37 @@ def invert(t, C: tl.constexpr, PRECISION: tl.constexpr):
 
     Only inverses of diagonal blocks are multiplied, never powers of t, which grow for equal keys and erase up to 2.
     """
-    r = tl.arange(0, C)
-    inverse = tl.where(r[:, None] == r[None, :], 1.0, 0.0) - tl.where(halves(1, C), t, 0.0)
-    for level in tl.static_range(1, 6):
-        below = tl.where(halves(1 << level, C), t, 0.0)
+    n: tl.constexpr = C // 16
+    b = tl.arange(0, n)
+    diagonal = (b[:, None] == b[None, :])[:, None, :, None]
+    near = tl.sum(tl.where(diagonal, tl.reshape(t, [n, 16, n, 16]), 0.0), 2)  # [C // 16, 16, 16]
+    r = tl.arange(0, 16)
+    small = tl.where(r[:, None] == r[None, :], 1.0, 0.0)[None, :, :] - tl.where(halves(0, 16)[None, :, :], near, 0.0)
+    for level in tl.static_range(1, 4):
+        below = tl.where(halves(level, 16)[None, :, :], near, 0.0)
+        small -= product(small, product(below, small, PRECISION), PRECISION)
+    inverse = tl.reshape(tl.where(diagonal, small[:, :, None, :], 0.0), [C, C])
+    for level in tl.static_range(4, 6):
+        below = tl.where(halves(level, C), t, 0.0)
         inverse -= product(inverse, product(below, inverse, PRECISION), PRECISION)
     return inverse
+
+
+@triton.jit
+def add_scores(
+    aqk, t, q, k, e, mask, f, level,
+    C: tl.constexpr, B: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add the pairs of one level to both score matrices, from pointers to q, k and e and the decays f to the middle."""
+    pairs = halves(level, C)
+    k_ = tl.load(k, mask=mask, other=0.0)
+    kf = tl.trans(tl.reshape((k_ * f).to(k_.dtype), [C, B]))
+    qf = tl.reshape((tl.load(q, mask=mask, other=0.0) * f).to(k_.dtype), [C, B])
+    aqk += tl.where(pairs, product(qf, kf, PRECISION), 0.0)
+    if ERASE:
+        ef = tl.reshape((tl.load(e, mask=mask, other=0.0) * f).to(k_.dtype), [C, B])
+        t += tl.where(pairs, product(ef, kf, PRECISION), 0.0)
+    return aqk, t
 
 
 @triton.jit
@@ -148,37 +217,44 @@ def scores_kernel(
     row0 = tl.load(chunk_row + chunk)
     rows = tl.load(chunk_rows + chunk)
     hk = head // (HS // H)
-    own = tl.zeros([C, C], dtype=tl.float32)  # pairs inside one token: no decay lies between them
+    # Pairs inside one token have no decay between them.
+    inside = tl.zeros([C, C], dtype=tl.float32)
+    near = tl.zeros([C], dtype=tl.float32)
     aqk = tl.zeros([C, C], dtype=tl.float32)
     t = tl.zeros([C, C], dtype=tl.float32)
     for col0 in range(0, K, B):
-        q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
-        k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
-        e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B) if ERASE else q_
-        own += product(q_, tl.trans(k_), PRECISION)
         if DECAY == CHANNEL:
-            hg = head // (HS // HG)
-            g_ = LOG2E * load_rows(g, row0, rows, hg, HG, K, col0, C, B)
-            g_next = LOG2E * load_rows(g, row0, rows, hg, HG, K, col0, C, B, 1)
-            for level in tl.static_range(6):
-                f = half_decay(g_, g_next, 1 << level, C, B)
-                kf = tl.trans((k_ * f).to(k_.dtype))
-                pairs = halves(1 << level, C)
-                aqk += tl.where(pairs, product((q_ * f).to(q_.dtype), kf, PRECISION), 0.0)
-                if ERASE:
-                    t += tl.where(pairs, product((e_ * f).to(e_.dtype), kf, PRECISION), 0.0)
-            down = from_start(g_)
-            gamma = tl.exp2(down)
-            store_rows(qg, q_ * gamma, row0, rows, head, HS, K, col0, C, B)
-            store_rows(kt, k_ * tl.exp2(to_end(g_next, C)), row0, rows, head, HS, K, col0, C, B)
+            own, after = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B)
+            at, mask = places(row0, rows, hk, H, K, col0, C, B)
+            at_e, mask_e = places(row0, rows, head // (HS // HE), HE, K, col0, C, B)
+            for level in tl.static_range(2):
+                f = near_decay(own, after, level, C, B)
+                aqk, t = add_scores(aqk, t, q + at, k + at, e + at_e, mask, f, level, C, B, ERASE, PRECISION)
+            down, up, total = tl.cumsum(own, 1), tl.cumsum(after, 1, reverse=True), tl.sum(own, 1)
+            for level in range(2, 6):
+                f = far_decay(down, up, total, level, C)
+                aqk, t = add_scores(aqk, t, q + at, k + at, e + at_e, mask, f, level, C, B, ERASE, PRECISION)
+            gamma, tail = ends_decay(down, up, total, C)
+            to, mask = places(row0, rows, head, HS, K, col0, C, B)
+            q_ = tl.load(q + at, mask=mask, other=0.0)
+            tl.store(qg + to, (q_ * gamma).to(q_.dtype), mask=mask)
             if ERASE:
-                store_rows(eg, e_ * gamma, row0, rows, head, HS, K, col0, C, B)
-            last = tl.arange(0, C)[:, None] == C - 1
+                tl.store(eg + to, (tl.load(e + at_e, mask=mask, other=0.0) * gamma).to(q_.dtype), mask=mask)
+            k_ = tl.load(k + at, mask=mask, other=0.0)
+            tl.store(kt + to, (k_ * tail).to(q_.dtype), mask=mask)
             col = col0 + tl.arange(0, B)
-            whole = tl.sum(tl.where(last, gamma, 0.0), 0)
+            whole = tl.exp2(tl.sum(total, 0))
             tl.store(decay + (chunk.to(tl.int64) * HS + head) * K + col, whole, mask=col < K)
-        elif ERASE:
-            t += product(e_, tl.trans(k_), PRECISION)
+            if RANK == 1:
+                near += tl.sum(tl.reshape(q_.to(tl.float32) * k_, [C, B]), 1)
+            else:
+                inside += product(tl.reshape(q_, [C, B]), tl.trans(tl.reshape(k_, [C, B])), PRECISION)
+        else:
+            q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
+            k_ = tl.trans(load_rows(k, row0, rows, hk, H, K, col0, C, B))
+            inside += product(q_, k_, PRECISION)
+            if ERASE:
+                t += product(load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B), k_, PRECISION)
     r = tl.arange(0, C)
     token = same_token(C, RANK)
     earlier = (r[:, None] > r[None, :]) & (token == 0)
@@ -187,18 +263,19 @@ def scores_kernel(
     else:
         pair_decay = tl.where(earlier, 1.0, 0.0)
         if DECAY == HEAD:
-            hg = head // (HS // HG)
-            g_ = load_gate(g, row0, rows, hg, HG, C)
+            g_ = load_gate(g, row0, rows, head // (HS // HG), HG, C)
             pair_decay = tl.where(earlier, between(g_, C), 0.0)
+            gamma, tail = gate_ends(g, row0, rows, head // (HS // HG), HG, C)
             at = (chunk.to(tl.int64) * HS + head) * C + r
-            tl.store(decay + at, tl.exp2(from_start(g_)))
-            tl.store(tails + at, tl.exp2(to_end(load_gate(g, row0, rows, hg, HG, C, 1), C)))
-        aqk = own * pair_decay
+            tl.store(decay + at, gamma)
+            tl.store(tails + at, tail)
+        aqk = inside * pair_decay
         t = t * pair_decay
+    if DECAY == CHANNEL and RANK == 1:
+        inside = near[None, :]
     if DIAG:
-        d = tl.load(diag + (row0 + r).to(tl.int64) * HS + head, mask=r < rows, other=0.0)
-        own = own * d[None, :]
-    aqk += tl.where(token, own, 0.0)
+        inside = inside * tl.load(diag + (row0 + r).to(tl.int64) * HS + head, mask=r < rows, other=0.0)[None, :]
+    aqk += tl.where(token, inside, 0.0)
     tl.store(square(scores, chunk, head, HS, C), aqk.to(scores.dtype.element_ty))
     if ERASE:
         tl.store(square(solved, chunk, head, HS, C), invert(t, C, SOLVE).to(solved.dtype.element_ty))

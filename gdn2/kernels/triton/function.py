@@ -207,7 +207,7 @@ def _pairs(
     """Gradients of the scores and of T [P, Hv, C, C], and of diag."""
     p, hv = call.layout.chunks, call.value_heads
     how = call.plan.pairs
-    daqk = call.z.new_empty(p, hv, C, C)
+    daqk = torch.empty(p, hv, C, C, dtype=call.z.dtype, device=call.z.device)
     dt = torch.empty_like(daqk) if call.e is not None else daqk
     ddiag = None if call.diag is None else torch.empty_like(call.diag, dtype=torch.float32)
     backward.pairs_kernel[(p * hv,)](

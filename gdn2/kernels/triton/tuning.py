@@ -62,15 +62,15 @@ def device_class(device: torch.device) -> str:
 
 @cache
 def _plan(kind: str, value_heads: int, key: int, value: int, decay: str) -> Plan:
-    wide = key > 128
-    carry = Launch(_tile(value, 32 if wide else 64), 4, 2)
-    tiles = value_heads * -(-value // carry.tile)
+    channel = decay == "channel"
+    state = Launch(_tile(value, 32 if key > 128 else 64), 4)
+    tiles = value_heads * -(-value // state.tile)
     return Plan(
-        scores=Launch(_tile(key, 32 if decay == "channel" else 64), 4, 2),
-        carry=carry,
-        reverse=Launch(_tile(value, 32 if wide else 64), 4, 2),
-        pairs=Launch(_tile(value, 64), 4, 2),
-        inputs=Launch(_tile(key, 32 if decay == "channel" else 64), 4, 2),
+        scores=Launch(32, 8, 1) if channel else Launch(_tile(key, 64), 4),
+        carry=state,
+        reverse=state,
+        pairs=Launch(_tile(value, 64), 4),
+        inputs=Launch(32, 8, 1) if channel else Launch(_tile(key, 64), 4),
         segment=SEGMENT if tiles < MULTIPROCESSORS[kind] else 0,
     )
 
