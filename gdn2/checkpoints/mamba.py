@@ -153,6 +153,7 @@ def mamba_ssm(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) ->
     config = ModelConfig(
         d_model=d_model, vocab_size=embedding.shape[0], pattern=pattern, mixers=mixers,
         d_ff=fc2.shape[1] if fc2 is not None else None, tied=raw.flag("tie_embeddings", True), norm_eps=NORM_EPS,
+        residual_fp32=raw.flag("residual_in_fp32", True),
     )  # fmt: skip
     return config, _ssm_table
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from gdn2.checkpoints import safe
 from gdn2.errors import CheckpointError, StorageError
 from gdn2.models import Decoder, ModelConfig
 
@@ -89,7 +89,7 @@ def read_header(path: Path) -> Header:
         CheckpointError: a file is missing or malformed, or was written by a newer version.
     """
     path = Path(path)
-    data, sums = _json(path / CONFIG), _json(path / CHECKSUMS)
+    data, sums = safe.read_json(path / CONFIG), safe.read_json(path / CHECKSUMS)
     if data.get("format") != FORMAT or not isinstance(data.get("version"), int):
         raise CheckpointError(f"{path / CONFIG} is not a {FORMAT} configuration")
     if data["version"] > VERSION:
@@ -122,20 +122,15 @@ def load(path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | No
         if file_digest(header.path / name) != wanted:
             raise CheckpointError(f"{header.path / name} does not match its sha256 in {CHECKSUMS}: damaged or changed")
     model = _on_meta(header.config)
-    try:
-        with safe_open(header.path / WEIGHTS, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            _match(header.path / WEIGHTS, found, {name: tuple(p.shape) for name, p in model.named_parameters()})
-            model.to_empty(device=device)
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    tensor = file.get_tensor(name)
-                    if not torch.isfinite(tensor).all():
-                        bad = int((~torch.isfinite(tensor)).sum())
-                        raise CheckpointError(f"{header.path / WEIGHTS}: {name} has {bad} values that are not finite")
-                    parameter.data = tensor.to(device)
-    except SafetensorError as error:
-        raise CheckpointError(f"{header.path / WEIGHTS} cannot be read: {error}") from error
+    with safe.SafeFile(header.path / WEIGHTS) as file:
+        wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        safe.refuse_mismatches(file.path, safe.mismatches(file.tensors, wanted))
+        model.to_empty(device=device)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                tensor = file.read(name)
+                safe.check_values(file.path, name, tensor)
+                parameter.data = tensor.to(device)
     if dtype is not None:
         model.cast(dtype)
     return model.eval().requires_grad_(False), header
@@ -150,31 +145,6 @@ def file_digest(path: Path) -> str:
 def _on_meta(config: ModelConfig) -> Decoder:
     with torch.device("meta"):
         return Decoder(config)
-
-
-def _match(path: Path, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
-    wrong = [f"{name} is missing" for name in wanted if name not in found]
-    wrong += [f"{name} is not part of the model" for name in found if name not in wanted]
-    wrong += [
-        f"{name} is {list(found[name])}, expected {list(wanted[name])}"
-        for name in wanted
-        if name in found and found[name] != wanted[name]
-    ]
-    if wrong:
-        more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
-        raise CheckpointError(f"{path} does not fit its configuration: {'; '.join(wrong[:5])}{more}")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
-    return data
 
 
 def _sync(path: Path) -> None:

@@ -199,6 +199,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_JSON + 1)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     if len(raw) > MAX_JSON:

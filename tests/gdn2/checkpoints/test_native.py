@@ -83,7 +83,7 @@ def test_truncated_weights_are_refused(saved: Path, part: int) -> None:
     with pytest.raises(CheckpointError, match="does not match its sha256"):
         native.load(saved)
     reseal(saved)
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="is cut short|too few for a safetensors file"):
         native.load(saved)
 
 
@@ -105,7 +105,7 @@ def test_every_mismatch_is_named(saved: Path) -> None:
 
 def test_values_that_are_not_finite_are_refused(saved: Path) -> None:
     rewrite(saved, lambda tensors: tensors["layers.1.mixer.o_proj.weight"][0].fill_(float("nan")))
-    with pytest.raises(CheckpointError, match=r"layers.1.mixer.o_proj.weight has 32 values that are not finite"):
+    with pytest.raises(CheckpointError, match=r"layers.1.mixer.o_proj.weight has 32 of 1024 values that are NaN"):
         native.load(saved)
 
 
