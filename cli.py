@@ -251,7 +251,9 @@ app.add_typer(data, name="data")
 @app.command()
 def tables(
     runs: Runs = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write this .md, .tex or .csv file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=_directory, metavar="FILE", help="File to write: .md, .tex or .csv.")
+    ] = None,
     form: Annotated[
         str, typer.Option("--format", help="text, markdown, latex or csv, where there is no --out.")
     ] = "text",

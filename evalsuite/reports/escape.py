@@ -25,6 +25,10 @@ _LATEX = {
     "|": r"\textbar{}",
     '"': r"''",
     "`": r"\textasciigrave{}",
+    # A row that begins with one of these would give it to the line break before.
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
 }
 # Full-width forms of = + - @ count as formulas in some spreadsheets.
 _FORMULA = re.compile(r"\s*['=+\-@\uff1d\uff0b\uff0d\uff20]")
@@ -51,7 +55,7 @@ def markdown(text: str) -> str:
 
 def latex(text: str) -> str:
     """Text that typesets as itself with any engine; characters outside ASCII become their code points."""
-    safe = "".join(_LATEX.get(c, c if c.isascii() else f"[U+{ord(c):04X}]") for c in one_line(text))
+    safe = "".join(_LATEX.get(c, c if c.isascii() else f"(U+{ord(c):04X})") for c in one_line(text))
     return re.sub("-(?=-)", "-{}", safe)  # hyphens that would join into a dash
 
 

@@ -219,12 +219,14 @@ def latex(table: Table) -> str:
     ours = [i for i, c in enumerate(table.columns) if c.source == "measured"]
     theirs = [i for i, c in enumerate(table.columns) if c.source == "published"]
     count = f" ($n = {table.n}$ samples a cell)" if table.n is not None else ""
-    notes = " ".join(_note(Note(_dagger(note.text), note.values), escape.latex) for note in table.notes)
+    notes = [_note(Note(_dagger(note.text), note.values), escape.latex) for note in table.notes]
     lines = ["% needs \\usepackage{booktabs,graphicx}", r"\begin{table}", r"\centering"]
-    lines += [f"\\caption{{{escape.latex(table.title)}{count}. Sub- and superscripts: ends of the interval. {notes}}}"]
+    lines += [f"\\caption{{{escape.latex(table.title)}{count}. {notes[0]} Sub- and superscripts: its ends.}}"]
     lines += _tabular(table, _shown(table, ours, []), ours, "Measured")
     if theirs:
         lines += [r"\par\medskip", *_tabular(table, _published(table.rows), theirs, "Published")]
+    # Below, not in the caption: TeX measures a caption on one line, which has a limit.
+    lines += [r"\par\smallskip\begin{minipage}{\linewidth}\footnotesize\raggedright", *notes[1:], r"\end{minipage}"]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 

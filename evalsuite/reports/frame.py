@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from evalsuite import runfile, schema, store
+from evalsuite.names import quoted
 from gdn2.errors import DataError
 
 if TYPE_CHECKING:
@@ -176,12 +177,15 @@ def load(paths: Sequence[Path], texts: bool = False) -> Records:
 
 def expand(path: Path) -> list[Path]:
     """The run directories and record files that `path` stands for, sorted. Raises DataError where there are none."""
-    if path.is_file() or store.record_files(path):
-        return [path]
-    below = path / "runs" if (path / "runs").is_dir() else path
-    if path.is_dir() and (found := sorted(p for p in below.iterdir() if p.is_dir() and store.record_files(p))):
-        return found
-    raise DataError(f"no records at {path}: give a run, a results directory or a .jsonl file from `gdn2-eval run`")
+    try:
+        if path.is_file() or store.record_files(path):
+            return [path]
+        below = path / "runs" if (path / "runs").is_dir() else path
+        if path.is_dir() and (found := sorted(p for p in below.iterdir() if p.is_dir() and store.record_files(p))):
+            return found
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {quoted(path)}: {getattr(error, 'strerror', None) or error}") from None
+    raise DataError(f"no records at {quoted(path)}: give a run, a results directory or a .jsonl file")
 
 
 def _read(path: Path, builder: _Builder, warnings: list[str]) -> None:

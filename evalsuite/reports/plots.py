@@ -80,13 +80,15 @@ def accuracy(records: Records, files: Sequence[Path]) -> None:
     """
     check_files(files)
     table = build(records, "none")
-    groups = [g for g in table.groups() if any(table.columns[i].length for i in table.places(*g, "measured"))]
+    with_lengths = {i for i, column in enumerate(table.columns) if column.length}
+    scored = {i for row in table.rows for i in with_lengths if (cell := row.cells[i]) and cell.n}
+    groups = [group for group in table.groups() if scored & set(table.places(*group, "measured"))]
     if not groups:
         raise DataError("these records hold no task with lengths to plot")
     with _style():
         figure, axes = _panels(len(groups), legend_rows=math.ceil(len(table.rows) / 2))
         for ax, group in zip(axes, groups, strict=True):
-            _curves(ax, table, [i for i in table.places(*group, "measured") if table.columns[i].length])
+            _curves(ax, table, [i for i in table.places(*group, "measured") if i in scored])
             ax.set_title(escape.figure(variant_label(table.columns[table.places(*group, "measured")[0]])))
         _name_axes(figure, axes, "accuracy (%)")
         _training_lengths(records, axes)

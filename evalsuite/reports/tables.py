@@ -21,6 +21,7 @@ from evalsuite.reports.cells import (
     task_label,
 )
 from evalsuite.reports.frame import Records
+from gdn2.errors import DataError
 
 Published = Literal["matched", "all", "none"]
 Source = Literal["measured", "published"]
@@ -102,7 +103,7 @@ def build(records: Records, published: Published = "matched", title: str = "Accu
     """The table of all scores within 0..1.
 
     `published` "matched" adds the paper's figures to the rows of the same mixer and family, "all" also adds rows for
-    the paper's other models, "none" leaves them out.
+    the paper's other models, "none" leaves them out. Raises DataError where there are no such scores.
     """
     cells, left_out = summary(records)
     others: list[str] = []
@@ -110,6 +111,9 @@ def build(records: Records, published: Published = "matched", title: str = "Accu
         others = sorted(set(cells.loc[~cells["shares"], "metric"]))
         cells = cells[cells["shares"]]
     entries: list[dict[str, Any]] = cells.to_dict("records")
+    if not entries:
+        held = f", only {', '.join(others)}" if others else ""
+        raise DataError(f"these records hold no scores within 0 to 1{held}")
     variants = _variants(entries)
     columns = _columns(entries, variants)
     rows = _rows(entries, variants, columns)
@@ -143,9 +147,7 @@ def _columns(entries: list[dict[str, Any]], variants: dict[str, tuple[str, ...]]
     return sorted(found, key=lambda c: (rank(c.task, tuple(TASKS)), c.variant, c.length))
 
 
-def _rows(
-    entries: list[dict[str, Any]], variants: dict[str, tuple[str, ...]], columns: list[Column]
-) -> list[Row]:
+def _rows(entries: list[dict[str, Any]], variants: dict[str, tuple[str, ...]], columns: list[Column]) -> list[Row]:
     models: dict[tuple[Any, ...], dict[Column, Cell]] = {}
     for entry in entries:
         shown = models.setdefault(tuple(entry[name] for name in MODEL), {})
@@ -174,9 +176,7 @@ def _with_published(columns: list[Column], rows: list[Row], keep_all: bool) -> t
     scores = paper.ruler_scores()
     measured = {(row.family, row.mixer) for row in rows}
     tasks = {column.task for column in columns}
-    wanted = {
-        key: value for key, value in scores.items() if key[2] in tasks and (keep_all or key[:2] in measured)
-    }
+    wanted = {key: value for key, value in scores.items() if key[2] in tasks and (keep_all or key[:2] in measured)}
     extra = sorted({(task, length) for _, _, task, length in wanted}, key=lambda k: (rank(k[0], tuple(TASKS)), k[1]))
     added = [Column(task, length, "published") for task, length in extra]
 
@@ -238,5 +238,3 @@ def variant_label(column: Column) -> str:
 def column_label(column: Column) -> str:
     """Length of the column, "score" for a task without lengths."""
     return length_label(column.length) or "score"
-
-

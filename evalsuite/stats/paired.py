@@ -75,9 +75,7 @@ def _quantile_sum(power: float, alpha: float) -> float:
     return float(norm.ppf(1 - alpha / 2) + norm.ppf(power))
 
 
-def detectable(
-    n: int, p: float, correlation: float = 0.0, power: float = 0.8, alpha: float = 0.05
-) -> float:
+def detectable(n: int, p: float, correlation: float = 0.0, power: float = 0.8, alpha: float = 0.05) -> float:
     """Smallest true difference of two proportions near `p` that `n` samples each detect with `power`.
 
     `correlation` between the two models' scores on one sample; 0 is the unpaired case. Normal approximation.
@@ -93,5 +91,3 @@ def samples_needed(
         raise ValueError(f"a difference lies between 0 and 1, got {difference}")
     z = _quantile_sum(power, alpha)
     return int(np.ceil(2 * p * (1 - p) * (1 - correlation) * (z / difference) ** 2))
-
-

@@ -1,13 +1,17 @@
 """What a model wrote is inert in every report."""
 
 import csv as csvlib
+import dataclasses
 import io
 import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
 
-from evalsuite.reports import escape, formats, frame, tables
+from evalsuite.reports import escape, formats, frame, plots, tables
 
 PAYLOADS = [
     "\x1b]0;pwn\x07title",
@@ -28,7 +32,7 @@ PAYLOADS = [
     "\\",
     "**bold** _it_ # head",
     "\\input{/etc/passwd}",
-    "\\write18{id} $x^2$ 100% a_b & c # ~ ^ { } < > \" ` --- ?`",
+    '\\write18{id} $x^2$ 100% a_b & c # ~ ^ { } < > " ` --- ?`',
     "^^5cinput{x}",
     '=cmd|"/c calc"!A0',
     "+1+1",
@@ -74,9 +78,9 @@ def test_markdown_is_one_code_span_without_a_bar(payload):
 def test_latex_is_ascii_without_a_bare_special(payload):
     shown = escape.latex(payload)
     assert shown.isascii()
-    commands = r"\\(textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar|textasciigrave)\{\}|\\[{}&%$#_]"
-    rest = re.sub(commands + r"|\{\}", "", shown)
-    assert not set("\\{}&%$#_~^<>|`") & set(rest)
+    names = "backslash|asciitilde|asciicircum|less|greater|bar|asciigrave"
+    rest = re.sub(rf"\\text({names})\{{\}}|\\[{{}}&%$#_]|\{{[][*]?\}}", "", shown)
+    assert not set("\\{}&%$#_~^<>|`[]*") & set(rest)
     assert "--" not in shown
 
 
@@ -103,7 +107,7 @@ class Collector(HTMLParser):
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_html_adds_no_element_and_no_attribute(payload):
     parser = Collector()
-    parser.feed(f'<p title="{escape.html(payload)}" class=\'{escape.html(payload)}\'>{escape.html(payload)}</p>')
+    parser.feed(f"<p title=\"{escape.html(payload)}\" class='{escape.html(payload)}'>{escape.html(payload)}</p>")
     [(tag, attributes)] = parser.seen
     assert tag == "p"
     assert [name for name, _ in attributes] == ["title", "class"]
@@ -117,16 +121,19 @@ def test_plain_names_stay_legible():
 
 
 @pytest.fixture(scope="module")
-def hostile(synthetic):
-    """A table in which every name from outside is a payload."""
-    import dataclasses
-
+def records(synthetic):
+    """Records in which every name from outside is a payload."""
     rows = []
     for i, payload in enumerate(PAYLOADS):
         record = next(synthetic.records(synthetic.MODELS[i % 3]))
         names = dict.fromkeys(("model", "checkpoint", "mixer", "task", "protocol", "metric", "data", "run_id"), payload)
         rows.append(dataclasses.asdict(dataclasses.replace(record, key=str(i), **names)))
-    return tables.build(frame.from_rows(rows), "all")
+    return frame.from_rows(rows)
+
+
+@pytest.fixture(scope="module")
+def hostile(records):
+    return tables.build(records, "all")
 
 
 def test_hostile_names_render_inert_everywhere(hostile):
@@ -147,3 +154,21 @@ def test_markdown_tables_keep_their_width(hostile):
     assert len(blocks) == len(widths)
     for block, width in zip(blocks, widths, strict=True):
         assert {line.count("|") for line in block} == {width}
+
+
+def test_hostile_names_are_text_in_a_plot(records, tmp_path):
+    few = dataclasses.replace(records, frame=records.frame.iloc[[5, 6, 18, 30, 31]])
+    for draw, name in ((plots.accuracy, "accuracy"), (plots.depth_heatmap, "depth")):
+        draw(few, [tmp_path / f"{name}.png", tmp_path / f"{name}.svg"])
+        tags = {element.tag.rpartition("}")[2] for element in ElementTree.parse(tmp_path / f"{name}.svg").iter()}
+        assert not tags & {"script", "a", "img", "foreignObject"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex with booktabs and graphicx")
+def test_hostile_names_compile_in_latex(hostile, tmp_path):
+    head = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n"
+    (tmp_path / "t.tex").write_text(head + formats.latex(hostile) + "\\end{document}\n", encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -76,10 +77,17 @@ def test_half_a_surrogate_pair_is_kept_as_its_escape(rows):
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty"])
-def test_a_place_without_records_is_refused(tmp_path, name):
+def test_a_place_without_records_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no records at .*" + name):
-        frame.load([tmp_path / name])
+    with pytest.raises(DataError, match=f"no records at '{name}': give"):
+        frame.load([Path(name)])
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_an_impossible_path_is_one_line(name):
+    with pytest.raises(DataError, match="^cannot read .{1,150}$|^no records at .{1,150}$"):
+        frame.load([Path(name)])
 
 
 def test_duplicates_are_dropped_by_key_and_metric(rows, tmp_path):
@@ -141,7 +149,7 @@ def big(path, n):
     import json
     import zlib
 
-    base = {name: None for name in schema.Record.__dataclass_fields__}
+    base = dict.fromkeys(schema.Record.__dataclass_fields__)
     base |= {"schema_version": 1, "run_id": "r", "model": "m", "mixer": "gdn2", "family": "recurrent", "params": 1}
     base |= {"checkpoint": "c" * 64, "task": "niah_single_2", "task_version": 1, "protocol": "exact", "seed": 42}
     base |= {"metric": "string_match_all", "score": 1.0, "prompt_tokens": 900, "truncated_tokens": 0, "target": "1"}

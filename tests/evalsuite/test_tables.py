@@ -193,7 +193,8 @@ def test_order_and_run_of_the_records_do_not_matter(synthetic, made):
 
 
 @pytest.mark.parametrize(
-    ("length", "label"), [(0, ""), (512, "512"), (1024, "1K"), (1536, "1.5K"), (131072, "128K"), (1 << 20, "1M"), (1000, "1000")]
+    ("length", "label"),
+    [(0, ""), (512, "512"), (1000, "1000"), (1024, "1K"), (1536, "1.5K"), (131072, "128K"), (1 << 20, "1M")],
 )
 def test_lengths_for_people(length, label):
     assert cells.length_label(length) == label
