@@ -42,7 +42,7 @@ def gated_norm_backward_kernel(
     program = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BV)
     w = tl.load(weight + col, mask=col < V, other=0.0).to(tl.float32)
-    sums = tl.zeros([BV], tl.float32)
+    sums = tl.zeros([BM, BV], tl.float32)
     for block in range(BLOCKS):
         row = (program * BLOCKS + block) * BM + tl.arange(0, BM)
         mask = (row < M)[:, None] & (col < V)[None, :]
@@ -56,11 +56,11 @@ def gated_norm_backward_kernel(
         act = a * s if SILU else s
         slope = s * (1.0 + a * (1.0 - s)) if SILU else s * (1.0 - s)
         tl.store(dgate + at, (d * unit * w[None, :] * slope).to(dgate.dtype.element_ty), mask=mask)
-        sums += tl.sum(d * act * unit, 0)
+        sums += d * act * unit
         dn = d * act * w[None, :]
         mean = tl.sum(dn * unit, 1) / V
         tl.store(do + at, (scale[:, None] * (dn - unit * mean[:, None])).to(do.dtype.element_ty), mask=mask)
-    tl.store(dweight + program * V + col, sums, mask=col < V)
+    tl.store(dweight + program * V + col, tl.sum(sums, 0), mask=col < V)
 
 
 def tiles(v: int) -> dict[str, int]:
@@ -90,8 +90,8 @@ class _GatedNorm(torch.autograd.Function):
         m = o.numel() // v
         do, dgate = torch.empty_like(o), torch.empty_like(gate)
         shape = tiles(v)
-        shape["BM"] = max(shape["BM"] // 2, 1)
-        blocks = 16
+        shape["BM"] = max(shape["BM"] // 4, 1)
+        blocks = 32
         programs = triton.cdiv(m, shape["BM"] * blocks)
         dweight = torch.empty(programs, v, dtype=torch.float32, device=o.device)
         if m:

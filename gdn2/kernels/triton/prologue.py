@@ -20,7 +20,8 @@ from gdn2.ragged import Ragged
 if TYPE_CHECKING:
     from gdn2.kernels.layer import Gates, Raw
 
-CONV_TOKENS, CONV_CHANNELS, CONV_BLOCKS = 16, 128, 16
+CONV_TOKENS, CONV_CHANNELS = 64, 128  # that one warp walks along
+MOST_TAPS = 4
 FOLD_TOKENS = 16
 
 
@@ -38,64 +39,80 @@ def _softplus(x):
 
 
 @triton.jit
-def _before(x, window, sequence, position, token, channel, mask, near, C, BACK: tl.constexpr, W: tl.constexpr):
-    """The input `BACK` tokens before `token`, from the window where the sequence began since: fp32 [BT, BC].
-
-    `near`: some token of the block is among the first W - 1 of its sequence; the others never look at a window.
-    """
-    here = position >= BACK
-    value = tl.load(
-        x + (token - BACK)[:, None] * C + channel[None, :], mask=mask & here[:, None], other=0.0
-    ).to(tl.float32)  # fmt: skip
-    if BACK > 0:
-        if near:
-            at = (sequence[:, None] * C + channel[None, :]) * (W - 1) + (W - 1 - BACK + position)[:, None]
-            value += tl.load(window + at, mask=mask & ~here[:, None], other=0.0).to(tl.float32)
+def _tap(weight, channel, C, BACK: tl.constexpr, W: tl.constexpr):
+    """Weight of the input `BACK` tokens ago, fp32 [BC]; zero beyond the taps there are."""
+    value = tl.zeros(channel.shape, tl.float32)
+    if BACK < W:
+        value = tl.load(weight + channel * W + (W - 1 - BACK), mask=channel < C, other=0.0).to(tl.float32)
     return value
 
 
 @triton.jit
-def _convolve(
-    x, weight, bias, window, sequence, position, token, channel, mask, near, C,
-    W: tl.constexpr, BIAS: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
-):  # fmt: skip
-    """The convolution before its activation: fp32 [BT, BC]."""
-    y = tl.zeros([BT, BC], tl.float32)
-    for back in tl.static_range(W):
-        tap = tl.load(weight + channel * W + (W - 1 - back), mask=channel < C, other=0.0).to(tl.float32)
-        y += tap[None, :] * _before(x, window, sequence, position, token, channel, mask, near, C, back, W)
-    if BIAS:
-        y += tl.load(bias + channel, mask=channel < C, other=0.0).to(tl.float32)[None, :]
-    return y
+def _past(x, window, sequence, position, token, channel, C, BACK: tl.constexpr, W: tl.constexpr):
+    """The input `BACK` tokens before `token`, from its sequence's window where that began since: fp32 [BC]."""
+    value = tl.zeros(channel.shape, tl.float32)
+    if BACK < W:
+        in_x = channel < tl.where(position >= BACK, C, 0)
+        at = window + (sequence * C + channel) * (W - 1) + (W - 1 - BACK + position)
+        value += tl.load(x + (token - BACK) * C + channel, mask=in_x, other=0.0).to(tl.float32)
+        value += tl.load(at, mask=(channel < C) & ~in_x, other=0.0).to(tl.float32)
+    return value
+
+
+@triton.jit
+def _past_three(x, window, sequence_of, position_of, token, channel, C, W: tl.constexpr):
+    position = tl.load(position_of + token)
+    sequence = tl.load(sequence_of + token)
+    x1 = _past(x, window, sequence, position, token, channel, C, 1, W)
+    x2 = _past(x, window, sequence, position, token, channel, C, 2, W)
+    x3 = _past(x, window, sequence, position, token, channel, C, 3, W)
+    return x1, x2, x3
 
 
 @triton.jit
 def conv_kernel(
-    x, weight, bias, window, y, new_window, cu_seqlens, sequence_of, position_of, T, C, TOKEN_BLOCKS,
+    x, weight, bias, window, y, new_window, cu_seqlens, sequence_of, position_of, T, C, SEGMENTS,
     W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """Programs below TOKEN_BLOCKS take a block of tokens; each later one takes the new window of one sequence."""
-    block = tl.program_id(0).to(tl.int64)
+    """Programs below SEGMENTS walk along BT tokens; each later one makes the new window of one sequence."""
+    program = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1).to(tl.int64) * BC + tl.arange(0, BC)
     in_c = channel < C
-    if block < TOKEN_BLOCKS:
-        token = block * BT + tl.arange(0, BT)
-        sequence = tl.load(sequence_of + token, mask=token < T, other=0)
-        position = tl.load(position_of + token, mask=token < T, other=W)
-        near = tl.min(position, 0) < W - 1
-        mask = (token < T)[:, None] & in_c[None, :]
-        out = _convolve(x, weight, bias, window, sequence, position, token, channel, mask, near, C, W, BIAS, BT, BC)
-        if ACT:
-            out *= _sigmoid(out)
-        tl.store(y + token[:, None] * C + channel[None, :], out.to(y.dtype.element_ty), mask=mask)
+    if program < SEGMENTS:
+        begin = program * BT
+        end = tl.minimum(begin + BT, T)
+        w0, w1 = _tap(weight, channel, C, 0, W), _tap(weight, channel, C, 1, W)
+        w2, w3 = _tap(weight, channel, C, 2, W), _tap(weight, channel, C, 3, W)
+        shift = tl.zeros([BC], tl.float32)
+        if BIAS:
+            shift += tl.load(bias + channel, mask=in_c, other=0.0).to(tl.float32)
+        x1, x2, x3 = _past_three(x, window, sequence_of, position_of, begin, channel, C, W)
+        if tl.load(position_of + end - 1) >= end - 1 - begin:  # all of one sequence
+            for token in range(begin, end):
+                x0 = tl.load(x + token * C + channel, mask=in_c, other=0.0).to(tl.float32)
+                out = w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3 + shift
+                if ACT:
+                    out *= _sigmoid(out)
+                tl.store(y + token * C + channel, out.to(y.dtype.element_ty), mask=in_c)
+                x3, x2, x1 = x2, x1, x0
+        else:
+            for token in range(begin, end):
+                if tl.load(position_of + token) == 0:
+                    x1, x2, x3 = _past_three(x, window, sequence_of, position_of, token, channel, C, W)
+                x0 = tl.load(x + token * C + channel, mask=in_c, other=0.0).to(tl.float32)
+                out = w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3 + shift
+                if ACT:
+                    out *= _sigmoid(out)
+                tl.store(y + token * C + channel, out.to(y.dtype.element_ty), mask=in_c)
+                x3, x2, x1 = x2, x1, x0
     else:
-        n = block - TOKEN_BLOCKS
-        begin = tl.load(cu_seqlens + n)
-        length = tl.load(cu_seqlens + n + 1) - begin
+        n = program - SEGMENTS
+        start = tl.load(cu_seqlens + n)
+        length = tl.load(cu_seqlens + n + 1) - start
         for i in tl.static_range(W - 1):
             source = length - (W - 1) + i
             in_x = channel < tl.where(source >= 0, C, 0)
-            fresh = tl.load(x + (begin + source) * C + channel, mask=in_x, other=0.0).to(tl.float32)
+            fresh = tl.load(x + (start + source) * C + channel, mask=in_x, other=0.0).to(tl.float32)
             old = window + (n * C + channel) * (W - 1) + (W - 1 + source)
             kept = tl.load(old, mask=in_c & ~in_x, other=0.0).to(tl.float32)
             value = (fresh + kept).to(new_window.dtype.element_ty)
@@ -103,53 +120,62 @@ def conv_kernel(
 
 
 @triton.jit
-def _before_activation(
-    x, weight, bias, window, dy, sequence_of, position_of, token, ahead, channel, T, C,
-    W: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
-):  # fmt: skip
-    """Gradient of the convolution at `token`, zero where its sequence does not reach `ahead` tokens back."""
-    sequence = tl.load(sequence_of + token, mask=token < T, other=0)
-    position = tl.load(position_of + token, mask=token < T, other=W)
-    near = tl.min(position, 0) < W - 1
-    mask = ((token < T) & (position >= ahead))[:, None] & (channel < C)[None, :]
-    d = tl.load(dy + token[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
-    if ACT:
-        pre = _convolve(x, weight, bias, window, sequence, position, token, channel, mask, near, C, W, BIAS, BT, BC)
-        s = _sigmoid(pre)
-        d *= s * (1.0 + pre * (1.0 - s))
-    return d, sequence, position, near, mask
-
-
-@triton.jit
 def conv_backward_kernel(
     x, weight, bias, window, dy, dx, partial, sequence_of, position_of, T, C,
-    W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, BLOCKS: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr,
+    W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """dx of BLOCKS blocks of tokens, and their share of dweight (W rows) and dbias (row W): `partial` [., W + 1, C]."""
+    """dx of BT tokens, and their share of dweight (W rows) and dbias (row W) in `partial` [programs, W + 1, C].
+
+    Walks three tokens further: a token's gradient gathers from itself and the three after it (a0 to a3).
+    """
     program = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1).to(tl.int64) * BC + tl.arange(0, BC)
     in_c = channel < C
-    taps = tl.arange(0, 8)
-    sums = tl.zeros([8, BC], tl.float32)
-    for block in range(BLOCKS):
-        token = (program * BLOCKS + block) * BT + tl.arange(0, BT)
-        d, sequence, position, near, mask = _before_activation(
-            x, weight, bias, window, dy, sequence_of, position_of, token, 0, channel, T, C, W, BIAS, ACT, BT, BC
-        )
-        for back in tl.static_range(W):
-            seen = _before(x, window, sequence, position, token, channel, mask, near, C, back, W)
-            sums += tl.where((taps == W - 1 - back)[:, None], tl.sum(d * seen, 0)[None, :], 0.0)
-        sums += tl.where((taps == W)[:, None], tl.sum(d, 0)[None, :], 0.0)
-        total = d * tl.load(weight + channel * W + (W - 1), mask=in_c, other=0.0).to(tl.float32)[None, :]
-        for ahead in range(1, W):
-            d, sequence, position, near, later = _before_activation(
-                x, weight, bias, window, dy, sequence_of, position_of, token + ahead, ahead, channel, T, C,
-                W, BIAS, ACT, BT, BC,
-            )  # fmt: skip
-            total += d * tl.load(weight + channel * W + (W - 1 - ahead), mask=in_c, other=0.0).to(tl.float32)[None, :]
-        tl.store(dx + token[:, None] * C + channel[None, :], total.to(dx.dtype.element_ty), mask=mask)
-    at = partial + (program * (W + 1) + taps[:, None]) * C + channel[None, :]
-    tl.store(at, sums, mask=(taps <= W)[:, None] & in_c[None, :])
+    begin = program * BT
+    end = tl.minimum(begin + BT, T)
+    w0, w1 = _tap(weight, channel, C, 0, W), _tap(weight, channel, C, 1, W)
+    w2, w3 = _tap(weight, channel, C, 2, W), _tap(weight, channel, C, 3, W)
+    zero = tl.zeros([BC], tl.float32)
+    a1, a2, a3 = zero, zero, zero
+    s0, s1, s2, s3, shift, total = zero, zero, zero, zero, zero, zero
+    if BIAS:
+        shift += tl.load(bias + channel, mask=in_c, other=0.0).to(tl.float32)
+    x1, x2, x3 = _past_three(x, window, sequence_of, position_of, begin, channel, C, W)
+    stop = tl.minimum(end + 3, T)
+    whole = tl.load(position_of + stop - 1) >= stop - 1 - begin  # all of one sequence
+    for token in range(begin, end + 3):
+        inside = token < stop
+        at = token * C + channel
+        live = channel < tl.where(inside, C, 0)
+        reach = token - begin
+        if not whole:
+            reach = tl.load(position_of + token, mask=inside, other=0)
+            if inside & (reach == 0):
+                x1, x2, x3 = _past_three(x, window, sequence_of, position_of, token, channel, C, W)
+        x0 = tl.load(x + at, mask=live, other=0.0).to(tl.float32)
+        d = tl.load(dy + at, mask=live, other=0.0).to(tl.float32)
+        if ACT:
+            pre = w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3 + shift
+            s = _sigmoid(pre)
+            d *= s * (1.0 + pre * (1.0 - s))
+        a3 += tl.where(reach >= 3, w3 * d, 0.0)
+        a2 += tl.where(reach >= 2, w2 * d, 0.0)
+        a1 += tl.where(reach >= 1, w1 * d, 0.0)
+        done = channel < tl.where(token - 3 >= begin, C, 0)
+        tl.store(dx + at - 3 * C, a3.to(dx.dtype.element_ty), mask=done & (channel < tl.where(token - 3 < end, C, 0)))
+        a3, a2, a1 = a2, a1, w0 * d
+        own = tl.where(token < end, d, 0.0)
+        s0 += own * x0
+        s1 += own * x1
+        s2 += own * x2
+        s3 += own * x3
+        total += own
+        x3, x2, x1 = x2, x1, x0
+    row = partial + program * (W + 1) * C + channel
+    for back in tl.static_range(W):
+        value = s0 if back == 0 else s1 if back == 1 else s2 if back == 2 else s3
+        tl.store(row + (W - 1 - back) * C, value, mask=in_c)
+    tl.store(row + W * C, total, mask=in_c)
 
 
 @triton.jit
@@ -192,7 +218,8 @@ class _ShortConv(torch.autograd.Function):
         blocks = triton.cdiv(t, CONV_TOKENS)
         conv_kernel[(blocks + ragged.n_sequences, triton.cdiv(c, CONV_CHANNELS))](
             x, weight, bias, window, y, new_window, ragged.cu_seqlens, ragged.sequence, ragged.position, t, c, blocks,
-            W=weight.shape[1], BT=CONV_TOKENS, BC=CONV_CHANNELS, BIAS=bias is not None, ACT=activate, num_warps=4, enable_fp_fusion=True,
+            W=weight.shape[1], BT=CONV_TOKENS, BC=CONV_CHANNELS, BIAS=bias is not None, ACT=activate,
+            num_warps=1, enable_fp_fusion=True,
         )  # fmt: skip
         ctx.save_for_backward(x, weight, bias, window)
         ctx.ragged, ctx.activate = ragged, activate
@@ -205,13 +232,13 @@ class _ShortConv(torch.autograd.Function):
         t, c = x.shape
         w = weight.shape[1]
         dx = torch.empty_like(x)
-        blocks = triton.cdiv(t, CONV_TOKENS * CONV_BLOCKS)
+        blocks = triton.cdiv(t, CONV_TOKENS)
         partial = torch.empty(blocks, w + 1, c, dtype=torch.float32, device=x.device)
         if t:
-            conv_backward_kernel[(blocks, triton.cdiv(c, CONV_CHANNELS // 2))](
+            conv_backward_kernel[(blocks, triton.cdiv(c, CONV_CHANNELS))](
                 x, weight, bias, window, grads[0].contiguous(), dx, partial, ctx.ragged.sequence, ctx.ragged.position,
-                t, c, W=w, BT=CONV_TOKENS, BC=CONV_CHANNELS // 2, BLOCKS=CONV_BLOCKS, BIAS=bias is not None,
-                ACT=ctx.activate, num_warps=4, enable_fp_fusion=True,
+                t, c, W=w, BT=CONV_TOKENS, BC=CONV_CHANNELS, BIAS=bias is not None, ACT=ctx.activate,
+                num_warps=1, enable_fp_fusion=True,
             )  # fmt: skip
         sums = partial.sum(0)
         dbias = None if bias is None else sums[w].to(bias.dtype)
@@ -221,15 +248,15 @@ class _ShortConv(torch.autograd.Function):
 def short_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor, ragged: Ragged, activate: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Causal depthwise convolution over packed sequences: x [T, C], weight [C, W] with W <= 7, window [N, C, W - 1].
+    """Causal depthwise convolution over packed sequences: x [T, C], weight [C, W], W <= 4, window [N, C, W - 1].
 
     Returns:
         y [T, C] and the window after each sequence. Gradients reach x, weight and bias; not the windows.
     """
     if window.requires_grad:
         raise ValueError("the convolution kernel has no gradient for its window: pass a detached one")
-    if weight.shape[1] > 7:
-        raise ValueError(f"the convolution kernel takes at most 7 taps, got {weight.shape[1]}")
+    if weight.shape[1] > MOST_TAPS:
+        raise ValueError(f"the convolution kernel takes at most {MOST_TAPS} taps, got {weight.shape[1]}")
     return _ShortConv.apply(x, weight, bias, window, ragged, activate)
 
 
