@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Call = Callable[[], object]
 
 FLUSH_BYTES = 256 << 20  # several times the largest L2 cache
+FLUSHES = 16  # about a millisecond of them before each call, in which the host runs ahead
 BUDGET_S = 3.0  # of one contender, after which it has been seen often enough
 FEWEST = 3
 
@@ -53,14 +54,15 @@ class Clock:
         self._flush = torch.empty(size, dtype=torch.int8, device=device)
 
     def once(self, call: Call) -> float:
-        """Milliseconds of one call. On a GPU the flush also lets the host run ahead, so launches cost no time."""
+        """Milliseconds of one call. On a GPU the flushes also let the host run ahead, so that its time is not seen."""
         import torch
 
         if not self.cuda:
             begin = time.perf_counter()
             call()
             return 1e3 * (time.perf_counter() - begin)
-        self._flush.zero_()
+        for _ in range(FLUSHES):
+            self._flush.zero_()
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         call()
@@ -112,10 +114,11 @@ def kernel_names(call: Call, device: torch.device) -> list[str]:
 
     if device.type != "cuda":
         return []
-    with profile(activities=[ProfilerActivity.CUDA]) as record:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as record:
         call()
         torch.cuda.synchronize(device)
-    return list(dict.fromkeys(event.name for event in record.events() or ()))
+    on_gpu = [e.name for e in record.events() or () if e.device_type == torch.autograd.DeviceType.CUDA]
+    return list(dict.fromkeys(name.removeprefix("void ")[:100] for name in on_gpu))
 
 
 def graphed(call: Call) -> Call:
