@@ -146,6 +146,31 @@ def test_pieces_are_joined_only_where_tokens_cannot_cross(trained: Callable) -> 
     assert not splice.Splicer(trained("greedy"), " ").safe
 
 
+class Counting:
+    """A tokenizer no piece of which can be encoded alone, though nothing in its vocabulary tells: it counts letters."""
+
+    digest, name, vocab_size, bos_id, eos_id = "counting", "counting", 128, None, None
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) + 1000 * (i % 7 == 6) for i, letter in enumerate(text)]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(chr(i % 1000) for i in ids)
+
+
+def test_the_first_prompt_of_a_cell_tells_whether_pieces_may_be_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splice.Splicer, "_cuts_cleanly", lambda self: True)
+    niah._stream.cache_clear()
+    tokenizer = Counting()
+    for sample in tasks.get("niah_multikey_1").samples(Setting("exact", 4096, 4), tokenizer):
+        assert sample.requests[0].prompt.ids.tolist() == ids_of(tokenizer, sample)
+        assert 4096 - SLACK <= len(sample.requests[0].prompt.ids) + 128 <= 4096
+    niah._stream.cache_clear()
+
+
 def test_a_wrong_joint_is_noticed(trained: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Should the test of the vocabulary ever be wrong, the first prompt of a cell tells."""
     monkeypatch.setattr(splice, "_crossed", lambda tokenizer: set())
