@@ -30,6 +30,8 @@ SURFACE = {
     "--haystack-offset --budget --dry-run",
     "list": "what --out",
     "show": "run --sample --out",
+    "tables": "--runs --out --format --published --check",
+    "plot": "--runs --out --format",
     "train": "config --out --device",
     "data ruler": "--task --length --tokenizer --out --samples --profile --seed --haystack --haystack-offset --budget",
     "data punkt": "",
