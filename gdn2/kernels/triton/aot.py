@@ -242,3 +242,17 @@ CONFIGS: dict[str, Callable[[], None]] = {
     "layer deltanet": lambda: _prologue(tied=True, decay=0),
 }
 """Everything that ships: the mixers at the widths of the published models, KDA being GDN-2 with tied gates."""
+
+HEADER = (
+    "configuration", "kernel", "target", "warps", "registers", "shared KiB", "LDL + STL", "HGMMA", "HMMA", "UTCMMA",
+    "MB",
+)  # fmt: skip
+
+
+def cells(compiled: Compiled) -> tuple[object, ...]:
+    """One line of the table, in the order of `HEADER`. MB is what the kernel moves if it touches each argument once."""
+    return (
+        compiled.config, compiled.kernel, compiled.target, compiled.warps, compiled.registers,
+        f"{compiled.shared / 1024:.1f}{'' if compiled.fits else ' too much'}", compiled.spills,
+        compiled.hgmma, compiled.hmma, compiled.utcmma, f"{compiled.nbytes / 1e6:.1f}",
+    )  # fmt: skip
