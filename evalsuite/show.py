@@ -40,7 +40,7 @@ class CellScore(NamedTuple):
 
 
 def runs(out: Path) -> list[Run]:
-    """The runs below `out`, by id. Raises DataError for one that cannot be read."""
+    """The runs below `out`, by id; one that cannot be read is listed as such."""
     return [_run(path.parent) for path in sorted((out / "runs").glob(f"*/{runfile.NAME}"))]
 
 
@@ -192,7 +192,10 @@ def _text(request: Request) -> str:
 
 
 def _run(directory: Path) -> Run:
-    content = runfile.read(directory)
+    try:
+        content = runfile.read(directory)
+    except DataError:
+        return Run(directory.name, "?", "unreadable", 0, "")
     invocations = content["invocations"]
     started = str(invocations[-1].get("started_at", ""))[:19] if invocations else ""
     model = str(content["identity"].get("model", "?"))

@@ -324,7 +324,10 @@ def test_damaged_and_newer_runs_have_exit_code_3(capsys):
     code, _, err = call(capsys, *options(samples="3"))
     assert code == 3 and "schema version 99 is newer" in err and path.read_text().endswith(good)
     (run_directory() / "run.json").write_text("{")
-    assert call(capsys, "show", "scripted")[0] == 3 and call(capsys, "list", "runs")[0] == 3
+    code, _, err = call(capsys, "show", "scripted")
+    assert code == 3 and "run.json" in err and err.count("\n") == 1
+    code, out, _ = call(capsys, "list", "runs")
+    assert code == 0 and re.search(r"scripted-perfect-\w{12}\s+\?\s+unreadable", out)
 
 
 def test_a_killed_run_is_listed_as_killed(capsys):

@@ -182,9 +182,22 @@ def test_a_full_disk_keeps_what_was_there(tmp_path):
 
 
 def test_a_device_without_room_is_one_line(tmp_path):
-    (tmp_path / "records.1.jsonl").symlink_to("/dev/full")
-    with pytest.raises(StorageError, match="cannot write"), opened(tmp_path, rank=1):
+    with pytest.raises(StorageError, match=r"records.jsonl: No space left on device \("), opened(tmp_path) as store:
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, store._descriptor)
+        os.close(full)
+        store.append([record(1)])
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "lock"])
+def test_a_link_in_place_of_a_file_is_not_followed(tmp_path, name):
+    other = tmp_path / "other"
+    other.write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(other)
+    with pytest.raises(StorageError, match="cannot write"), opened(tmp_path / "run"):
         pass
+    assert other.read_text() == "precious"
 
 
 def test_a_run_deleted_under_way_is_not_silent(tmp_path):
