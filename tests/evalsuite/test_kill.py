@@ -120,3 +120,53 @@ def test_a_file_size_limit_is_one_line_and_can_be_lifted(root, tmp_path):
     assert finished(start(root, tmp_path, "scripted:perfect")) == (0, "")
     after = read_records(the_run(tmp_path))
     assert after[: len(kept)] == kept and len(after) == 96
+
+
+DIES = """
+import os, signal, sys
+name, when, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+call, left = getattr(os, name), [count]
+
+def dying(*arguments):
+    left[0] -= 1
+    if left[0]:
+        return call(*arguments)
+    if when == "half":
+        call(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+    elif when == "after":
+        call(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(os, name, dying)
+import toy
+toy.main(*sys.argv[4:])
+"""
+
+
+def test_a_kill_at_any_step_of_writing_is_survived(root, tmp_path):
+    assert finished(start(root, tmp_path / "whole")) == (0, "")
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{TOY.parent}", "OMP_NUM_THREADS": "1"}
+    torn = 0
+    # The first writes are those of run.json, the later ones those of records.
+    for name, when, count in [
+        ("write", "half", 1),
+        ("replace", "before", 1),
+        ("replace", "after", 1),
+        ("write", "half", 5),
+        ("fsync", "before", 6),  # of the first record
+        ("write", "after", 12),
+        ("write", "half", 15),
+        ("ftruncate", "before", 2),
+        ("ftruncate", "after", 2),
+        ("replace", "before", 2),
+    ]:
+        command = [sys.executable, "-c", DIES, name, when, str(count), str(tmp_path / "killed"), "scripted:perfect"]
+        done = subprocess.run([*command, "24", "256,512"], env=environment, capture_output=True, check=False)
+        assert done.returncode == -signal.SIGKILL, (name, when, count, done.stderr)
+        records = the_run(tmp_path / "killed") / "records.jsonl"
+        torn += records.exists() and not records.read_bytes().endswith(b"\n") and records.stat().st_size > 0
+    assert torn >= 2
+    assert finished(start(root, tmp_path / "killed")) == (0, "")
+    whole, killed = (the_run(tmp_path / name) for name in ("whole", "killed"))
+    assert timeless(read_records(killed)) == timeless(read_records(whole))
+    assert len((killed / "records.jsonl").read_text().splitlines()) == len(read_records(whole))
