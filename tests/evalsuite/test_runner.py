@@ -13,7 +13,7 @@ import pytest
 from evalsuite import runfile
 from evalsuite.backends.scripted import ScriptedBackend, perfect
 from evalsuite.plan import Ask, make_plan
-from evalsuite.progress import Lines, duration
+from evalsuite.progress import Bar, Lines, duration
 from evalsuite.runner import run
 from evalsuite.schema import NewerSchemaError
 from evalsuite.store import read_records
@@ -275,6 +275,16 @@ def test_progress_speaks_every_ten_seconds_and_counts_tokens():
     assert [duration(s) for s in (0.4, 59.4, 60, 3599, 3600, 90061)] == [
         "0 s", "59 s", "1 min 00 s", "59 min 59 s", "1 h 00 min", "25 h 01 min"
     ]  # fmt: skip
+
+
+def test_the_bar_counts_samples_and_failures_on_standard_error(capsys):
+    bar = Bar()
+    bar.start(3, 300)
+    bar.advance(100, False)
+    bar.advance(100, True)
+    bar.close()
+    out, err = capsys.readouterr()
+    assert out == "" and "67%" in err and "2/3 samples, 1 failed" in err
 
 
 def test_a_sample_without_requests_is_scored(tmp_path, toy):
