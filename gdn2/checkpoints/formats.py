@@ -131,6 +131,8 @@ def understand(path: Path, raw: Fields | None, tensors: Mapping[str, TensorInfo]
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     values.refuse_unused(path)
+    if reading.config.n_layers > len(tensors):
+        raise CheckpointError(f"{path}: {reading.config.n_layers} layers cannot be in a file of {len(tensors)} tensors")
     return reading
 
 

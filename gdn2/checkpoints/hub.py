@@ -8,7 +8,7 @@ from pathlib import Path
 from gdn2.checkpoints.sources import shard_names
 from gdn2.errors import CheckpointError, UserError
 
-NAME = re.compile(r"hf:([\w.-]{1,96}/[\w.-]{1,96})(?:@([\w./-]{1,200}))?")
+NAME = re.compile(r"hf:([\w-][\w.-]{0,95}/[\w-][\w.-]{0,95})(?:@([\w./-]{1,200}))?")
 DESCRIBING = [
     "config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
     "generation_config.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe",
