@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from evalsuite.bench import commands as bench
 from evalsuite.interrupt import Interrupted, Signals
 from evalsuite.names import aligned, one_line, plain, quoted, refuse_unusable, task_options
 from gdn2.errors import StorageError, UserError
@@ -244,6 +245,7 @@ def show(
     echo_prompts(records, reader.passed(directory))
 
 
+bench.add(app, echo, echo_table)
 data = typer.Typer(help="Write samples, fetch what they need.", rich_markup_mode=None)
 app.add_typer(data, name="data")
 

@@ -33,6 +33,8 @@ SURFACE = {
     "tables": "--runs --out --format --published --check",
     "plot": "--runs --out --format",
     "train": "config --out --device",
+    "doctor": "--compile --target --only",
+    "bench kernels": "--ops --mixers --only --peer-shapes --rounds --device --out",
     "data ruler": "--task --length --tokenizer --out --samples --profile --seed --haystack --haystack-offset --budget",
     "data punkt": "",
     "data essays": "",

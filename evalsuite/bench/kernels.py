@@ -6,6 +6,7 @@ A shape whose correctness check is red has no times.
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -56,17 +57,43 @@ class Row:
         ]  # fmt: skip
 
 
-def plan(
-    setup: Setup, ops: Sequence[str], mixers: Sequence[str], shapes: Sequence[Shape]
-) -> Iterator[tuple[str, Callable[[], Job]]]:
-    """The jobs of a run as (name, maker): inputs of one job only are alive at a time.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which jobs to run."""
+
+    ops: Sequence[str] = OPS
+    mixers: Sequence[str] = MIXERS
+    only: str = ""  # keeps the jobs whose name contains this text, e.g. "8x4096"
+    peer_shapes: bool = False  # adds the shapes of fla's own benchmark
+
+
+def check(asked: Asked, device_name: str) -> None:
+    """Refuse what cannot be run.
 
     Raises:
-        UserError: an unknown operation or mixer.
+        UserError: an unknown operation, mixer or device, or no job left.
     """
-    for asked, known, what in ((ops, OPS, "operation"), (mixers, MIXERS, "mixer")):
-        if unknown := [x for x in asked if x not in known]:
+    for given, known, what in ((asked.ops, OPS, "operation"), (asked.mixers, MIXERS, "mixer")):
+        if unknown := [x for x in given if x not in known]:
             raise UserError(f"unknown {what} {unknown[0]!r}; known: {', '.join(known)}")
+    setup = _setup(device_name)
+    if not any(asked.only in name for name, _ in plan(setup, asked)):
+        raise UserError(f"no job contains {asked.only!r}; names look like {next(plan(setup, Asked()))[0]!r}")
+
+
+def _setup(device_name: str) -> Setup:
+    import torch
+
+    device = _device(device_name)
+    if device.type == "cpu":
+        return Setup(device, torch.float32, "torch", None)
+    return Setup(device, torch.bfloat16, "triton", cases.find_peer())
+
+
+def plan(setup: Setup, asked: Asked) -> Iterator[tuple[str, Callable[[], Job]]]:
+    """The jobs of a run as (name, maker): inputs of one job only are alive at a time."""
+    shapes = (*SHAPES, *(PEER_SHAPES if asked.peer_shapes else ())) if setup.device.type == "cuda" else TINY
+    ops, mixers = asked.ops, asked.mixers
     for shape in shapes:
         for op in ops:
             if op in ("convolution", "norm"):
@@ -112,46 +139,41 @@ def measure(job: Job, clock: Clock, limits: Ceilings, rounds: int) -> Row:
 
 
 def run(
-    device_name: str, *, ops: Sequence[str] = OPS, mixers: Sequence[str] = MIXERS, peer_shapes: bool = False,
-    rounds: int = 20, only: str = "", report: Callable[[Row], None] = lambda row: None,
-) -> dict[str, Any]:  # fmt: skip
+    asked: Asked, device_name: str, rounds: int = 20, report: Callable[[Row], None] = lambda row: None
+) -> dict[str, Any]:
     """Measure everything asked for and return the result as JSON-ready data.
 
     Args:
         device_name: "cuda", "cuda:1" or "cpu" (tiny shapes, plain torch: a dry run).
-        only: keeps the jobs whose name contains this text, e.g. "8x4096".
         report: called with each row as it is known.
 
     Raises:
-        UserError: an unknown operation, mixer or device.
+        UserError: as `check`.
     """
     import torch
 
-    device = _device(device_name)
-    cuda = device.type == "cuda"
-    peer = cases.find_peer() if cuda else None
-    setup = Setup(device, torch.bfloat16 if cuda else torch.float32, "triton" if cuda else "torch", peer)
-    clock = Clock(device)
-    before = machine(device)
+    check(asked, device_name)
+    setup = _setup(device_name)
+    clock = Clock(setup.device)
+    before = machine(setup.device)
     limits = ceilings(clock)
-    shapes = ((*SHAPES, *PEER_SHAPES) if peer_shapes else SHAPES) if cuda else TINY
     rows = []
-    for name, make in plan(setup, ops, mixers, shapes):
-        if only not in name:
+    for name, make in plan(setup, asked):
+        if asked.only not in name:
             continue
         rows.append(measure(make(), clock, limits, rounds))
         report(rows[-1])
-        if cuda:
+        if clock.cuda:
             torch.cuda.empty_cache()
     return {
         "kind": "bench kernels",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "dtype": str(setup.dtype).removeprefix("torch."),
         "provenance": provenance.collect(),
-        "fla": getattr(peer, "__version__", None),
-        "device": {"before": before, "after": machine(device)},
+        "fla": getattr(setup.peer, "__version__", None),
+        "device": {"before": before, "after": machine(setup.device)},
         "ceilings": asdict(limits) | {"after": asdict(ceilings(clock))},
-        "rows": [asdict(row) for row in rows],
+        "rows": [asdict(row) | {"error": row.error if math.isfinite(row.error) else None} for row in rows],
     }
 
 
@@ -177,7 +199,7 @@ def write(result: dict[str, Any], folder: Path) -> Path:
     path = folder / f"kernels_{device}_{stamp}.json"
     handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
     with os.fdopen(handle, "w") as file:
-        json.dump(result, file, indent=1, allow_nan=True)
+        json.dump(result, file, indent=1, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
     Path(temporary).replace(path)

@@ -11,6 +11,7 @@ import torch
 
 from evalsuite.bench import cases, kernels, timing
 from evalsuite.bench.cases import OPS, TINY, Job, Setup, Shape
+from evalsuite.bench.kernels import Asked
 from gdn2.errors import UserError
 
 SETUP = Setup(torch.device("cpu"), torch.float32, "torch", None)
@@ -23,7 +24,7 @@ def job(error: float, calls: dict | None = None) -> Job:
 
 def test_every_operation_is_checked_timed_and_written(tmp_path: Path) -> None:
     seen = []
-    result = kernels.run("cpu", rounds=1, mixers=["gdn2", "gdn"], report=seen.append)
+    result = kernels.run(Asked(mixers=["gdn2", "gdn"]), "cpu", rounds=1, report=seen.append)
     assert {row.op for row in seen} == set(OPS)
     for row in seen:
         assert row.refused is None and row.error < 1e-5 and row.times["ours"].median > 0
@@ -100,14 +101,39 @@ def test_bytes_and_operations_of_the_published_shape() -> None:
     assert cases.operator("forward", "gdn2", TINY[0], SETUP).nbytes == 2 * 48 * 2 * 16 * 4 * 6
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"device_name": "tpu"}, "device must be cuda"), ({"device_name": "mps"}, "device must be cuda"),
-    ({"device_name": "cpu", "ops": ["prefill"]}, "unknown operation 'prefill'"),
-    ({"device_name": "cpu", "mixers": ["rwkv"]}, "unknown mixer 'rwkv'"),
+@pytest.mark.parametrize(("device", "asked", "message"), [
+    ("tpu", Asked(), "device must be cuda"), ("mps", Asked(), "device must be cuda"),
+    ("cpu", Asked(ops=["prefill"]), "unknown operation 'prefill'"),
+    ("cpu", Asked(mixers=["rwkv"]), "unknown mixer 'rwkv'"),
+    ("cpu", Asked(only="9x9"), "no job contains '9x9'; names look like 'forward gdn2 2x48 H2 D16'"),
 ])  # fmt: skip
-def test_wrong_requests_are_refused(options: dict, message: str) -> None:
+def test_wrong_requests_are_refused(device: str, asked: Asked, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        kernels.run(**options)
+        kernels.run(asked, device)
+
+
+def test_the_command_prints_writes_and_tells_red_from_green(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cli
+
+    call = ["bench", "kernels", "--device", "cpu", "--rounds", "1", "--ops", "norm,decode", "--out", str(tmp_path)]
+    assert cli.main(call) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["op", "norm", "decode", "written"]
+    monkeypatch.setattr(cases, "worst", lambda got, want, dtype: (1.0, 0.0))
+    assert cli.main([*call, "--only", "decode"]) == 5
+    assert "refused: error 1.0e+00 > 0.0e+00" in capsys.readouterr().out
+
+
+def test_the_doctor_command(capsys: pytest.CaptureFixture[str]) -> None:
+    import cli
+
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("python") and "kernels" in out
+    assert cli.main(["doctor", "--compile", "--only", "gdn3"]) == 2
+    assert "no configuration contains 'gdn3'" in capsys.readouterr().err
 
 
 def test_a_missing_peer_is_none() -> None:
