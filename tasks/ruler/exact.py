@@ -154,10 +154,9 @@ class Filler:
         return built
 
     def text(self, question: Question, units: Sequence[Unit]) -> str:
-        sentence = self.stream.haystack.sentence
         parts: list[str] = []
         for unit in units:
-            parts += [unit] if isinstance(unit, str) else map(sentence, range(*unit))
+            parts += [unit] if isinstance(unit, str) else self.stream.texts(*unit)
         return self.intro + self.splicer.separator.join(parts) + self.closing(question)
 
     def rest_words(self, sentence: int) -> tuple[list[str], list[int]]:

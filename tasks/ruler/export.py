@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from evalsuite.types import Generate, Setting, Tokenizer
+from evalsuite.types import Generate, Sample, Setting, Tokenizer
 from gdn2.errors import StorageError, UserError
 from tasks.ruler.niah import NiahTask
 from tasks.ruler.templates import query_of
@@ -44,11 +44,25 @@ def records(task: NiahTask, setting: Setting, tokenizer: Tokenizer, count: int) 
             "outputs": list(sample.target),
             "length": len(request.prompt.ids) + request.max_tokens,
             "answer_prefix": text[cut:],
-            "token_position_answer": len(tokenizer.encode(body[: body.index(sample.target[0])])),
+            "token_position_answer": _position(task, sample, tokenizer),
             "sample": i,
             "depth": sample.depth,
             "key": sample.facts["key"],
         }
+
+
+def _position(task: NiahTask, sample: Sample, tokenizer: Tokenizer) -> int:
+    """Tokens before the first answer, BOS not counted."""
+    answer = sample.target[0]
+    needles = sample.facts["needles"]
+    start = sample.facts["needle_token"]
+    assert isinstance(needles, tuple) and isinstance(start, int)
+    key = next(key for key, value in needles if value == answer)
+    # As it comes out in the middle of a text, where a space belongs to the token after it.
+    mark = f".{task.spec.separator}"
+    lead = mark + task.spec.needle(key, answer).partition(answer)[0]
+    inside = len(tokenizer.encode(lead)) - len(tokenizer.encode(mark.rstrip(" ")))
+    return start - (tokenizer.bos_id is not None) + inside
 
 
 def write_samples(task: NiahTask, setting: Setting, tokenizer: Tokenizer, out: Path) -> int:

@@ -92,6 +92,7 @@ class Stream:
     def __init__(self, haystack: Haystack, splicer: Splicer) -> None:
         self.haystack = haystack
         self.splicer = splicer
+        self._texts: list[str] = []
         self._ids = np.empty(1 << 12, dtype=np.int32)
         self._ends = np.zeros(1, dtype=np.int64)  # [sentences + 1] tokens before each sentence
 
@@ -103,7 +104,8 @@ class Stream:
             upto = have + _BATCH
             if self.haystack.size is not None:
                 upto = min(upto, self.haystack.size)
-            new = self.splicer.units([self.haystack.sentence(i) for i in range(have, upto)])
+            texts = [self.haystack.sentence(i) for i in range(have, upto)]
+            new = self.splicer.units(texts)
             ends = self._ends[-1] + np.cumsum([len(ids) for ids in new])
             if ends[-1] > len(self._ids):
                 grown = np.empty(max(2 * len(self._ids), int(ends[-1])), dtype=np.int32)
@@ -113,6 +115,7 @@ class Stream:
                 raise DataError(f"haystack {self.haystack.name}: this tokenizer makes no token of its text")
             self._ids[self._ends[-1] : ends[-1]] = [i for ids in new for i in ids]
             self._ends = np.concatenate([self._ends, ends])
+            self._texts += texts
 
     def tokens_before(self, sentence: int) -> int:
         """Tokens of sentences 0 .. sentence - 1."""
@@ -133,6 +136,12 @@ class Stream:
             return int(np.searchsorted(self._ends, goal, side="right")) - 1 - start
         rounds, rest = divmod(goal, int(self._ends[size]))
         return rounds * size + int(np.searchsorted(self._ends, rest, side="right")) - 1 - start
+
+    def texts(self, start: int, stop: int) -> list[str]:
+        """Sentences start .. stop - 1."""
+        self._grow(stop)
+        have = self._texts
+        return have[start:stop] if stop <= len(have) else [have[i % len(have)] for i in range(start, stop)]
 
     def take(self, start: int, stop: int) -> list[Ids]:
         """Ids of sentences start .. stop - 1, in runs."""

@@ -38,7 +38,8 @@ def test_exact(trained: Callable, tmp_path: Path, task: str) -> None:
         assert line["length"] == len(tokenizer.encode(line["input"] + line["answer_prefix"])) + 1 + 128
         assert 1492 <= line["length"] <= 1500
         assert line["key"] in line["answer_prefix"] and line["input"].count(line["outputs"][0]) == 1
-        assert 0 < line["token_position_answer"] < line["length"]
+        before = line["input"][: line["input"].index(line["outputs"][0])]
+        assert line["token_position_answer"] == len(tokenizer.encode(before))
     assert os.listdir(tmp_path) == ["f.jsonl"]
 
 
