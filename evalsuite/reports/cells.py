@@ -51,44 +51,49 @@ def rank(name: str, order: tuple[str, ...]) -> tuple[int, str]:
     return (order.index(name) if name in order else len(order), name)
 
 
-def current(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Leave out older answers to the same questions, and say how many.
+def separated(records: Records) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The frame and the errors with a column `run`: the run's id where the runs of a model may not be pooled, else "".
 
-    Where two runs asked one model the same samples under settings that no column shows (a decoding limit, say), only
-    the newer run's records count in that cell.
+    They may not where two runs asked the model the same samples: under settings that no column shows, such as the
+    tokenizer or a decoding limit.
     """
-    repeated = frame.duplicated([*CELL, "seed", "sample_id"], keep=False)
-    if not repeated.any():
-        return frame, 0
-    newest_of = frame.groupby([*CELL, "run_id"], observed=True)["created_at"].transform("max")
-    newest = frame.assign(newest=newest_of).groupby(CELL, observed=True)["newest"].transform("max")
-    touched = repeated.groupby([frame[c] for c in CELL], observed=True).transform("any")
-    keep = ~touched | (newest_of == newest)
-    return frame[keep], int((~keep).sum())
+    frame, errors = records.frame, records.errors
+    repeated = frame.loc[frame.duplicated([*CELL, "seed", "sample_id"], keep=False), MODEL]
+    apart = set(repeated.drop_duplicates().itertuples(index=False, name=None))
+
+    def named(rows: pd.DataFrame) -> pd.DataFrame:
+        if not apart:
+            return rows.assign(run="")
+        models = rows[MODEL].itertuples(index=False, name=None)
+        pairs = zip(models, rows["run_id"], strict=True)
+        return rows.assign(run=[run_id if model in apart else "" for model, run_id in pairs])
+
+    return named(frame), named(errors)
 
 
-def summary(records: Records) -> tuple[pd.DataFrame, int]:
-    """One row a cell, and how many older records were left out.
+def summary(records: Records) -> pd.DataFrame:
+    """One row a cell.
 
-    Columns: those of `CELL`; mean, low, high (scores as recorded, 95 % interval), method, n (samples), asked (samples
-    the runs were to answer, at least n + errors), errors, prompt_min and prompt_mean (tokens), shares (all scores
-    within 0..1).
+    Columns: those of `CELL` and `run` (see `separated`); mean, low, high (scores as recorded, 95 % interval), method,
+    n (samples), asked (samples the runs were to answer, at least n + errors), errors, prompt_min and prompt_mean
+    (tokens), shares (all scores within 0..1).
     """
     import pandas as pd
 
-    frame, left_out = current(records.frame)
+    frame, errors_of = separated(records)
+    keys = [*CELL, "run"]
     asked = asked_for(records)
-    failed = records.errors.groupby(CELL, observed=True).size().to_dict() if len(records.errors) else {}
+    failed = errors_of.groupby(keys, observed=True).size().to_dict() if len(errors_of) else {}
     rows = []
-    for key, group in frame.groupby(CELL, observed=True):
-        named, errors = dict(zip(CELL, key, strict=True)), int(failed.pop(key, 0))
+    for key, group in frame.groupby(keys, observed=True):
+        named, errors = dict(zip(keys, key, strict=True)), int(failed.pop(key, 0))
         rows.append(named | _measure(group, errors, _planned(named, group["run_id"].unique(), asked)))
     # Cells in which every sample failed are cells too.
     empty = {"mean": None, "low": None, "high": None, "method": "", "n": 0, "prompt_min": None, "prompt_mean": None}
     for key, errors in failed.items():
-        rows.append(dict(zip(CELL, key, strict=True)) | empty | {"asked": errors, "errors": errors, "shares": True})
+        rows.append(dict(zip(keys, key, strict=True)) | empty | {"asked": errors, "errors": errors, "shares": True})
     floats = ["mean", "low", "high", "prompt_min", "prompt_mean"]
-    return pd.DataFrame(rows).astype(dict.fromkeys(floats, "float64")) if rows else pd.DataFrame(), left_out
+    return pd.DataFrame(rows).astype(dict.fromkeys(floats, "float64")) if rows else pd.DataFrame()
 
 
 def asked_for(records: Records) -> dict[tuple[object, ...], int]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from evalsuite.names import quoted
 from evalsuite.reports import escape
-from evalsuite.reports.cells import CELL, current, length_label
+from evalsuite.reports.cells import CELL, length_label, separated
 from evalsuite.reports.frame import Records
 from evalsuite.reports.tables import Column, Row, Table, build, variant_label
 from evalsuite.store import storage, write_file
@@ -174,10 +174,12 @@ def depth_heatmap(records: Records, files: Sequence[Path], bins: int | None = No
     five where ten would leave fewer than `FEW` samples in most. Raises DataError without depths.
     """
     check_files(files)
-    frame, _ = current(records.frame[records.frame["depth"].notna() & (records.frame["length"] > 0)])
+    deep = records.frame[records.frame["depth"].notna() & (records.frame["length"] > 0)]
+    given = Records(deep, records.errors.iloc[:0], {})
+    frame, _ = separated(given)
     if not len(frame):
         raise DataError("these records hold no needle depths to plot")
-    table = build(Records(frame, records.errors.iloc[:0], {}), "none")
+    table = build(given, "none")
     wanted = [
         (row, group)
         for row, group in product(table.rows, table.groups())
@@ -225,7 +227,13 @@ def _heat(ax: Axes, frame: pd.DataFrame, row: Row, columns: list[Column], bins: 
 def _asked(frame: pd.DataFrame, row: Row, column: Column) -> pd.DataFrame:
     """The records behind one cell of the table."""
     wanted: list[tuple[str, object]] = [("model", row.model), ("checkpoint", row.checkpoint), ("family", row.family)]
-    wanted += [("mixer", row.mixer), ("params", row.params), ("task", column.task), ("length", column.length)]
+    wanted += [
+        ("mixer", row.mixer),
+        ("params", row.params),
+        ("run", row.run),
+        ("task", column.task),
+        ("length", column.length),
+    ]
     chosen = frame["score"].notna()
     for name, value in wanted:
         chosen &= frame[name] == value

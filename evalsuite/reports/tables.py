@@ -63,7 +63,8 @@ class Row:
 
     family: str
     model: str  # as the records have it
-    name: str  # with the checkpoint where the model's name is not enough
+    run: str  # the only run the row's records come from, "" where it may be several
+    name: str  # the run's, or the model's with the checkpoint where its name is not enough
     mixer: str
     params: int
     checkpoint: str
@@ -105,7 +106,7 @@ def build(records: Records, published: Published = "matched", title: str = "Accu
     `published` "matched" adds the paper's figures to the rows of the same mixer and family, "all" also adds rows for
     the paper's other models, "none" leaves them out. Raises DataError where there are no such scores.
     """
-    cells, left_out = summary(records)
+    cells = summary(records)
     others: list[str] = []
     if len(cells):
         others = sorted(set(cells.loc[~cells["shares"], "metric"]))
@@ -120,7 +121,7 @@ def build(records: Records, published: Published = "matched", title: str = "Accu
     if published != "none":
         columns, rows = _with_published(columns, rows, keep_all=published == "all")
     sizes = {entry["n"] for entry in entries if entry["n"] == entry["asked"]}
-    notes = _notes(records, entries, left_out, others, any(c.source == "published" for c in columns))
+    notes = _notes(records, entries, others, any(c.source == "published" for c in columns))
     return Table(title, tuple(columns), tuple(rows), tuple(notes), sizes.pop() if len(sizes) == 1 else None)
 
 
@@ -150,7 +151,7 @@ def _columns(entries: list[dict[str, Any]], variants: dict[str, tuple[str, ...]]
 def _rows(entries: list[dict[str, Any]], variants: dict[str, tuple[str, ...]], columns: list[Column]) -> list[Row]:
     models: dict[tuple[Any, ...], dict[Column, Cell]] = {}
     for entry in entries:
-        shown = models.setdefault(tuple(entry[name] for name in MODEL), {})
+        shown = models.setdefault(tuple(entry[name] for name in (*MODEL, "run")), {})
         missing = entry["n"] == 0
         shown[_column(entry, variants)] = Cell(
             None if missing else 100 * entry["mean"],
@@ -158,11 +159,12 @@ def _rows(entries: list[dict[str, Any]], variants: dict[str, tuple[str, ...]], c
             100 * entry["high"],
             *(entry[name] for name in ("n", "asked", "errors", "prompt_min", "prompt_mean")),
         )
-    names = [(family, model) for family, model, *_ in models]
+    names = [(family, model) for family, model, *_ in {key[:-1] for key in models}]
     rows = []
-    for (family, model, checkpoint, mixer, params), shown in models.items():
+    for (family, model, checkpoint, mixer, params, run), shown in models.items():
         name = f"{model} @{checkpoint[:8]}" if names.count((family, model)) > 1 else model
-        rows.append(Row(family, model, name, mixer, params, checkpoint, tuple(shown.get(c) for c in columns)))
+        name = run or name
+        rows.append(Row(family, model, run, name, mixer, params, checkpoint, tuple(shown.get(c) for c in columns)))
     return sorted(rows, key=_row_order)
 
 
@@ -187,13 +189,11 @@ def _with_published(columns: list[Column], rows: list[Row], keep_all: bool) -> t
     full = [replace(row, cells=row.cells + figures(row.family, row.mixer)) for row in rows]
     for family, mixer in dict.fromkeys(key[:2] for key in wanted):
         if (family, mixer) not in measured:
-            full.append(Row(family, mixer, mixer, mixer, 0, "", (None,) * len(columns) + figures(family, mixer)))
+            full.append(Row(family, mixer, "", mixer, mixer, 0, "", (None,) * len(columns) + figures(family, mixer)))
     return columns + added, sorted(full, key=_row_order)
 
 
-def _notes(
-    records: Records, entries: list[dict[str, Any]], left_out: int, others: list[str], published: bool
-) -> list[Note]:
+def _notes(records: Records, entries: list[dict[str, Any]], others: list[str], published: bool) -> list[Note]:
     notes = [Note("Mean score in percent, 95 % interval (Wilson; for fractional scores bootstrap over samples).")]
     if any(entry["n"] < entry["asked"] for entry in entries):
         notes.append(Note("† partial: fewer samples answered than asked."))
@@ -209,8 +209,8 @@ def _notes(
     if published:
         source = paper.load("table3")
         notes.append(Note(f"Paper (published): {source.source} ({source.models}); not measured here."))
-    if left_out:
-        notes.append(Note(f"{left_out} older records of the same samples under other settings are left out."))
+    if any(entry["run"] for entry in entries):
+        notes.append(Note("Runs of one model under different settings have rows of their own, named after the run."))
     if others:
         notes.append(Note("Left out, not a share of 0 to 1", tuple(others)))
     return notes
@@ -223,7 +223,7 @@ def _software(records: Records) -> tuple[str, ...]:
             provenance = invocation.get("provenance", {})
             packages, code = provenance.get("packages", {}), provenance.get("code", {})
             commit = str(code.get("commit", ""))[:10] + ("+changes" if code.get("dirty") else "")
-            own = f"gdn2-eval {packages.get('gdn2-eval', '?')} {commit}".rstrip()
+            own = " ".join(filter(None, ["gdn2-eval", packages.get("gdn2-eval"), commit]))
             found.add(f"{own}, torch {packages.get('torch', '?')}")
     return tuple(sorted(found))
 

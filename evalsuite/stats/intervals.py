@@ -5,6 +5,7 @@ approximation fails. Anything else (the fraction of four needles found, several 
 cluster, with a fixed seed, so that a table is the same every time it is made.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,6 +81,8 @@ def bootstrap(
 def interval(scores: ArrayLike, clusters: ArrayLike | None = None, confidence: float = 0.95) -> Interval:
     """Mean and interval of at least one finite score: Wilson for 0/1 scores of distinct clusters, else the bootstrap.
 
+    Equal fractional scores get Wilson's interval of a proportion with their mean, which is too wide rather than empty.
+
     Args:
         scores: one score each, [n]
         clusters: what each score shares with others (a sample, a haystack), [n]; None: nothing
@@ -91,6 +94,11 @@ def interval(scores: ArrayLike, clusters: ArrayLike | None = None, confidence: f
     mean = float(values.mean())
     if n == len(values) and np.isin(values, (0.0, 1.0)).all():
         low, high = wilson(int(values.sum()), n, confidence)
+        return Interval(mean, low, high, n, "wilson")
+    if n > 1 and (values == values[0]).all() and 0 <= mean <= 1:
+        # Resampling equal scores gives no width. No score within 0..1 varies more than one of 0 or 1 of the same mean.
+        k = round(mean * n, 9)
+        low, high = wilson(math.floor(k), n, confidence)[0], wilson(math.ceil(k), n, confidence)[1]
         return Interval(mean, low, high, n, "wilson")
     low, high = bootstrap(values, clusters, confidence)
     return Interval(mean, low, high, n, "bootstrap")

@@ -90,7 +90,7 @@ def test_heat_map_shows_means_by_depth(made):
     import matplotlib.figure
 
     rows = made.frame[(made.frame["model"] == "synthetic-gdn2") & (made.frame["task"] == "niah_multikey_1")]
-    given = rows.assign(bin=(rows["depth"] * 4).astype(int))
+    given = rows.assign(run="", bin=(rows["depth"] * 4).astype(int))
     table = plots.build(frame.Records(rows, made.errors.iloc[:0], {}), "none")
     ax = matplotlib.figure.Figure().add_subplot()
     image = plots._heat(ax, given, table.rows[0], list(table.columns), 4)

@@ -83,6 +83,15 @@ def test_interval_chooses_its_method_and_repeats_itself():
     assert math.isnan(stats.interval([0.5]).low)
 
 
+def test_equal_fractional_scores_have_a_wide_interval_instead_of_none():
+    found = stats.interval([0.25] * 20)
+    assert (found.mean, found.method) == (0.25, "wilson")
+    assert (found.low, found.high) == stats.wilson(5, 20)
+    between = stats.interval([0.3] * 7)
+    assert (between.low, between.high) == (stats.wilson(2, 7)[0], stats.wilson(3, 7)[1])
+    assert stats.interval([1.5] * 4).low == 1.5
+
+
 @pytest.mark.parametrize("scores", [[], [1.0, float("nan")]])
 def test_interval_refuses_missing_scores(scores):
     with pytest.raises(ValueError, match="finite scores"):

@@ -51,8 +51,7 @@ def test_fixed_records_give_the_exact_terminal_text(synthetic, made):
 
 
 def test_cells_are_means_with_intervals_of_their_records(made):
-    summed, left_out = cells.summary(made)
-    assert left_out == 0
+    summed = cells.summary(made)
     assert len(summed) == 13 + 4 + 4
     for cell in summed.to_dict("records"):
         wanted = made.frame
@@ -147,15 +146,21 @@ def test_checkpoints_of_one_name_have_rows_of_their_own(rows):
     assert [row.name for row in table.rows] == [f"synthetic-gdn2 @{rows[0].checkpoint[:8]}", "synthetic-gdn2 @eeeeeeee"]
 
 
-def test_the_newer_of_two_runs_of_the_same_samples_counts(rows):
-    newer = [
-        dataclasses.replace(r, run_id="newer", key=r.key[::-1], score=0.0, created_at="2027-01-01T00:00:00+00:00")
-        for r in rows
-        if r.length == 1024
-    ]
-    table = build(newer + rows, published="none")
-    assert [cell.value for cell in table.rows[0].cells] == [0.0, 100.0]
-    assert any(note.text.startswith("16 older records") for note in table.notes)
+def test_runs_that_asked_the_same_samples_have_rows_of_their_own(rows):
+    short = [r for r in rows if r.length == 1024]
+    other = [dataclasses.replace(r, run_id="synthetic-gdn2-2", key=r.key[::-1], score=0.0) for r in short]
+    failed = dataclasses.replace(rows[-1], run_id="synthetic-gdn2-2", key="f" * 32, score=None, error="x")
+    table = build([*other, *rows, failed], published="none")
+    assert [row.name for row in table.rows] == ["synthetic-gdn2", "synthetic-gdn2-2"]
+    means = [[cell and cell.value for cell in row.cells] for row in table.rows]
+    assert means == [[100.0, 100.0], [0.0, None]]
+    assert table.rows[1].cells[1].errors == 1
+    assert any("named after the run" in note.text for note in table.notes)
+
+
+def test_runs_of_different_samples_share_a_row(rows):
+    other = [dataclasses.replace(r, run_id="more") if r.length == 2048 else r for r in rows]
+    assert build(other, published="none").rows == build(rows, published="none").rows
 
 
 def test_seeds_are_pooled_and_named(rows):
