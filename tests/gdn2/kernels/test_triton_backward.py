@@ -1,0 +1,46 @@
+"""Backward chunk kernels: every gradient against autograd through the token loop in fp64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.gdn2.kernels.oracle import EXTREME, Case, allowed, assert_close, device, draw, run
+from tests.gdn2.kernels.test_triton_forward import VARIANTS, check
+
+
+@pytest.mark.parametrize("case", VARIANTS.values(), ids=VARIANTS.keys())
+def test_variants(case: Case) -> None:
+    check(case, torch.float32, backward=True)
+
+
+@pytest.mark.parametrize("case", [VARIANTS["gdn2"], VARIANTS["mamba2"], VARIANTS["undecayed"]])
+def test_half_precision(case: Case) -> None:
+    check(case, torch.float16, backward=True)
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 63, 64, 65, 127, 130])
+@pytest.mark.parametrize("decay", ["channel", "head"])
+def test_lengths(tokens: int, decay: str) -> None:
+    check(Case(tokens, decay=decay), torch.float32, backward=True)
+
+
+@pytest.mark.parametrize("key,value", [(60, 100), (200, 192), (4, 8)])
+def test_widths(key: int, value: int) -> None:
+    check(Case(20, key=key, value=value), torch.float32, backward=True)
+
+
+@pytest.mark.parametrize("decay", ["channel", "head"])
+@pytest.mark.parametrize("gates", [EXTREME, (float("-inf"),), (0.0, -1e-8)], ids=str)
+def test_extreme_decay(decay: str, gates: tuple[float, ...]) -> None:
+    check(Case(70, decay=decay, gates=gates), torch.float32, backward=True)
+
+
+def test_equal_keys() -> None:
+    inputs = draw(Case(70)).to(torch.float32, device())
+    k = inputs.tensors["k"]
+    assert k is not None
+    k[:, 5:60] = k[:, 5:6]
+    inputs.tensors |= {"e": k.clone(), "g": torch.zeros_like(k)}
+    exact = run(inputs.to(torch.float64), "reference", backward=True)
+    assert_close(run(inputs, "triton", backward=True), exact, allowed(inputs, exact, backward=True))
