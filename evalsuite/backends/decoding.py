@@ -35,6 +35,25 @@ def greedy(logits: Tensor) -> list[int]:
     return torch.where(torch.isfinite(logits).all(-1), logits.argmax(-1), -1).tolist()
 
 
+Ended = Literal["eos", "stop", "length", "decided"]
+
+
+def append(ids: list[int], token: int, request: Generate, tokenizer: Tokenizer) -> tuple[str, Ended | None]:
+    """Add a token to the answer `ids`, unless it is EOS: the answer's text so far, and how it ended if it did."""
+    ended: Ended | None = "eos" if token == tokenizer.eos_id else None
+    if ended is None:
+        ids.append(token)
+    text = tokenizer.decode(ids)
+    cut = min((at for stop in request.stop if (at := text.find(stop)) >= 0), default=-1)
+    if cut >= 0:
+        return text[:cut], "stop"
+    if ended is None and request.decision is not None and request.decision.settled(text):
+        ended = "decided"
+    elif ended is None and len(ids) >= request.max_tokens:
+        ended = "length"
+    return text, ended
+
+
 class Decoding:
     """Generations under way. `answer` is told (index, response) of each that ends."""
 
@@ -83,24 +102,11 @@ class Decoding:
 
     def _goes_on(self, item: Generation) -> bool:
         """Append the new token; a generation that ends is answered."""
-        request = item.request
-        ended: Literal["eos", "stop", "length", "decided"] | None = None
         if item.token < 0:
             error = f"the model gave logits that are not finite after {len(item.ids)} generated tokens"
             self._end(item, Response(ended="error", error=error, tokens=len(item.ids)))
             return False
-        if item.token == self.tokenizer.eos_id:
-            ended = "eos"
-        else:
-            item.ids.append(item.token)
-        text = self.tokenizer.decode(item.ids)
-        cut = min((at for stop in request.stop if (at := text.find(stop)) >= 0), default=-1)
-        if cut >= 0:
-            text, ended = text[:cut], "stop"
-        elif ended is None and request.decision is not None and request.decision.settled(text):
-            ended = "decided"
-        elif ended is None and len(item.ids) >= request.max_tokens:
-            ended = "length"
+        text, ended = append(item.ids, item.token, item.request, self.tokenizer)
         if ended is None:
             return True
         self._end(item, Response(text=text, tokens=len(item.ids), ended=ended))
