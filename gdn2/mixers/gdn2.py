@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from gdn2 import numerics
 from gdn2.kernels import delta_rule, delta_step
+from gdn2.kernels.layer import Folded, Gates, Raw, fold_gates, gated_norm
 from gdn2.mixers.conv import ShortConv
 from gdn2.mixers.frame import Cost, LayerState, Mixer
 from gdn2.mixers.linear import Linear
@@ -65,6 +66,7 @@ class GatedDeltaNet2(Mixer):
     def __init__(self, config: GDN2Config) -> None:
         super().__init__()
         self.config = c = config
+        self.gates = Gates(c.d_key**-0.5, c.erase_max, mean_erase=c.scalar_erase, mean_write=c.scalar_write)
         keys, values = c.n_heads * c.d_key, c.value_heads * c.d_value
         self.q_proj, self.k_proj = Linear(c.d_model, keys), Linear(c.d_model, keys)
         self.v_proj = Linear(c.d_model, values)
@@ -91,7 +93,7 @@ class GatedDeltaNet2(Mixer):
             q, k, v = numerics.silu(q), numerics.silu(k), numerics.silu(v)
         q, k, e, z, g = self._fold(x, q, k, v)
         o, new["memory"] = delta_rule(
-            q[None], k[None], e[None], z[None], g[None], state["memory"], ragged.starts,
+            q[None], k[None], e[None], z[None], None if g is None else g[None], state["memory"], ragged.starts,
             implementation=self.implementation,
         )  # fmt: skip
         return self._output(x, o[0]), new
@@ -105,29 +107,24 @@ class GatedDeltaNet2(Mixer):
         else:
             q, k, v = numerics.silu(q), numerics.silu(k), numerics.silu(v)
         q, k, e, z, g = self._fold(x, q, k, v)
-        return self._output(x, delta_step(q, k, e, z, g, state["memory"], implementation=self.implementation))
+        o = delta_step(q, k, e, z, g, state["memory"], implementation=self.implementation)
+        return self._output(x, o)
 
-    def _fold(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _fold(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Folded:
         """The operator's inputs for tokens x: q, k, e, g [T, H, K] and z [T, Hv, V]."""
         c = self.config
         heads, value_heads = (c.n_heads, c.d_key), (c.value_heads, c.d_value)
-        q = numerics.l2_norm(q.unflatten(-1, heads)) * c.d_key**-0.5
-        k = numerics.l2_norm(k.unflatten(-1, heads))
-        b = numerics.sigmoid(self.b_proj(x)).unflatten(-1, heads)
-        w = numerics.sigmoid(self.w_proj(x)).unflatten(-1, value_heads)
-        b = b.mean(-1, keepdim=True) if c.scalar_erase else b
-        w = w.mean(-1, keepdim=True) if c.scalar_write else w
-        f = self.f_proj(x)
-        f = f if f.dtype == torch.float64 else f.float()
-        rate = numerics.softplus(f + self.dt_bias).unflatten(-1, heads)
-        g = -self.A_log.exp()[:, None] * rate  # fp32 before anything is summed over time
-        return q, k, c.erase_max * b * k, w * v.unflatten(-1, value_heads), g
+        raw = Raw(
+            q.unflatten(-1, heads), k.unflatten(-1, heads), v.unflatten(-1, value_heads),
+            self.b_proj(x).unflatten(-1, heads), self.w_proj(x).unflatten(-1, value_heads),
+            self.f_proj(x).unflatten(-1, heads), self.A_log, self.dt_bias,
+        )  # fmt: skip
+        return fold_gates(raw, self.gates, self.implementation)
 
     def _output(self, x: Tensor, o: Tensor) -> Tensor:
         c = self.config
         gate = self.g_proj(x).unflatten(-1, (c.value_heads, c.d_value))
-        gate = numerics.silu(gate) if c.gate == "silu" else numerics.sigmoid(gate)
-        y = numerics.rms_norm(o, self.o_norm.weight, c.norm_eps) * gate
+        y = gated_norm(o, gate, self.o_norm.weight, c.norm_eps, c.gate, self.implementation)
         return self.o_proj(y.flatten(-2).to(x.dtype))
 
     def new_state(self, n: int) -> LayerState:
