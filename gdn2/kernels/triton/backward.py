@@ -19,7 +19,9 @@ import triton.language as tl
 from gdn2.kernels.triton.forward import (
     CHANNEL,
     HEAD,
+    REACH,
     between,
+    close_decay,
     ends_decay,
     far_decay,
     gate_ends,
@@ -28,10 +30,11 @@ from gdn2.kernels.triton.forward import (
     load_gate,
     load_rows,
     load_state,
-    near_decay,
     places,
     product,
     same_token,
+    since_sixteen,
+    sixteenth_decay,
     square,
     store_rows,
     store_state,
@@ -158,15 +161,14 @@ def through_state(
 
 @triton.jit
 def add_near(
-    dq, de, dk, q, k, e, mask, daqk, dt, f, level,
-    C: tl.constexpr, B: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
+    dq, de, dk, q, k, e, mask, daqk, dt, f, fk, pairs,
+    C: tl.constexpr, B: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add the pairs of one level to the gradients; the mirror of `add_scores`, daqk and dt being pointers too."""
-    pairs = halves(level, C) & (same_token(C, RANK) == 0)
+    """Add the selected pairs to the gradients; the mirror of `add_scores`, daqk and dt being pointers too."""
     wide = tl.reshape(f, [C, B])
     k_ = tl.load(k, mask=mask, other=0.0)
     a = tl.where(pairs, tl.load(daqk), 0.0).to(k_.dtype)
-    kf = tl.reshape((k_ * f).to(k_.dtype), [C, B])
+    kf = tl.reshape((k_ * fk).to(k_.dtype), [C, B])
     dq += wide * product(a, kf, PRECISION)
     qf = tl.reshape((tl.load(q, mask=mask, other=0.0) * f).to(k_.dtype), [C, B])
     near = product(tl.trans(a), qf, PRECISION)
@@ -175,7 +177,7 @@ def add_near(
         de += wide * product(a, kf, PRECISION)
         ef = tl.reshape((tl.load(e, mask=mask, other=0.0) * f).to(k_.dtype), [C, B])
         near += product(tl.trans(a), ef, PRECISION)
-    dk += wide * near
+    dk += tl.reshape(fk, [C, B]) * near
     return dq, de, dk
 
 
@@ -183,28 +185,55 @@ def add_near(
 def near_channel(
     q, k, e, g, daqk, dt, row0, rows, chunk, head,
     col0, H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, B: tl.constexpr,
-    C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
+    C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients [C, B] of q, e and k from the pairs of one chunk with decay between them, per channel."""
+    """Gradients [C, B] of q, e and k from the pairs of one chunk with decay between them: `channel_scores` mirrored."""
     dq = tl.zeros([C, B], dtype=tl.float32)
     de = tl.zeros([C, B], dtype=tl.float32)
     dk = tl.zeros([C, B], dtype=tl.float32)
-    own, after = load_decays(g, row0, rows, head // (HV // HG), HG, K, col0, C, B)
+    hg = head // (HV // HG)
+    down, up, total = load_decays(g, row0, rows, hg, HG, K, col0, C, B)
     at, mask = places(row0, rows, head // (HV // H), H, K, col0, C, B)
-    at_e, mask = places(row0, rows, head // (HV // HE), HE, K, col0, C, B)
-    da = square(daqk, chunk, head, HV, C)
+    at_e, _ = places(row0, rows, head // (HV // HE), HE, K, col0, C, B)
+    q += at
+    k += at
+    e += at_e
+    a = square(daqk, chunk, head, HV, C)
     d = square(dt, chunk, head, HV, C)
-    for level in tl.static_range(2):
-        f = near_decay(own, after, level, C, B)
-        dq, de, dk = add_near(
-            dq, de, dk, q + at, k + at, e + at_e, mask, da, d, f, level, C, B, RANK, ERASE, PRECISION
-        )
-    down, up, total = tl.cumsum(own, 1), tl.cumsum(after, 1, reverse=True), tl.sum(own, 1)
-    for level in range(2, 6):
-        f = far_decay(down, up, total, level, C)
-        dq, de, dk = add_near(
-            dq, de, dk, q + at, k + at, e + at_e, mask, da, d, f, level, C, B, RANK, ERASE, PRECISION
-        )
+    r = tl.arange(0, C)
+    apart = same_token(C, RANK) == 0
+    inside = since_sixteen(down, total, C)
+    f = tl.exp2(inside)
+    k_ = tl.load(k, mask=mask, other=0.0)
+    qf = tl.reshape((tl.load(q, mask=mask, other=0.0) * f).to(k_.dtype), [C, B])
+    ef = tl.reshape((tl.load(e, mask=mask, other=0.0) * f).to(k_.dtype), [C, B]) if ERASE else qf
+    for i in range(0, C // 16):
+        pairs = (r // 16 == i)[:, None] & (r[:, None] > r[None, :]) & apart
+        fk = sixteenth_decay(up, total, inside, i, C, DIRECT)
+        kf = tl.reshape((k_ * fk).to(k_.dtype), [C, B])
+        x = tl.where(pairs, tl.load(a), 0.0).to(k_.dtype)
+        dq = tl.dot(x, kf, dq, input_precision=PRECISION)
+        near = product(tl.trans(x), qf, PRECISION)
+        if ERASE:
+            x = tl.where(pairs, tl.load(d), 0.0).to(k_.dtype)
+            de = tl.dot(x, kf, de, input_precision=PRECISION)
+            near = tl.dot(tl.trans(x), ef, near, input_precision=PRECISION)
+        dk += tl.reshape(fk, [C, B]) * near
+    dq *= tl.reshape(f, [C, B])
+    de *= tl.reshape(f, [C, B])
+    if DIRECT:
+        rest = tl.where(inside > -REACH, 0.0, 1.0)
+    else:
+        rest = tl.full(inside.shape, 1.0, dtype=tl.float32)
+    if tl.max(tl.max(tl.max(rest, 2), 1), 0) > 0:
+        for level in tl.static_range(2):
+            f = close_decay(g, row0, rows, hg, HG, K, col0, level, C, B)
+            pairs = halves(level, C) & apart
+            dq, de, dk = add_near(dq, de, dk, q, k, e, mask, a, d, f, f * rest, pairs, C, B, ERASE, PRECISION)
+        for level in range(2, 4):
+            f = far_decay(down, up, total, level, C)
+            pairs = halves(level, C) & apart
+            dq, de, dk = add_near(dq, de, dk, q, k, e, mask, a, d, f, f * rest, pairs, C, B, ERASE, PRECISION)
     return dq, de, dk
 
 
@@ -215,7 +244,7 @@ def inputs_kernel(
     chunk_row, chunk_rows, total,
     H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     B: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr, DECAY: tl.constexpr,
-    ERASE: tl.constexpr, PRECISION: tl.constexpr,
+    ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the inputs on the key side for one (chunk, value head, tile of K).
 
@@ -233,9 +262,8 @@ def inputs_kernel(
         do, dz, written, states, dstates, row0, rows, chunk, head, col0, HV, K, V, B, BV, C, ERASE, PRECISION
     )
     if DECAY == CHANNEL:
-        own, after = load_decays(g, row0, rows, head // (HV // HG), HG, K, col0, C, B)
-        total = tl.sum(own, 1)
-        gamma, tail = ends_decay(tl.cumsum(own, 1), tl.cumsum(after, 1, reverse=True), total, C)
+        down, up, total = load_decays(g, row0, rows, head // (HV // HG), HG, K, col0, C, B)
+        gamma, tail = ends_decay(down, up, total, C)
         gamma = tl.reshape(gamma, [C, B])
         tail = tl.reshape(tail, [C, B])
         dwhole *= tl.exp2(tl.sum(total, 0))
@@ -255,7 +283,7 @@ def inputs_kernel(
     up = q_ * dq_
     if DECAY == CHANNEL:
         dq_near, de_near, dk_near = near_channel(
-            q, k, e, g, daqk, dt, row0, rows, chunk, head, col0, H, HE, HG, HV, K, B, C, RANK, ERASE, PRECISION
+            q, k, e, g, daqk, dt, row0, rows, chunk, head, col0, H, HE, HG, HV, K, B, C, RANK, ERASE, DIRECT, PRECISION
         )
         da = tl.where(same_token(C, RANK), da, 0.0).to(da.dtype)
         up += q_ * dq_near - k_ * dk_near

@@ -24,6 +24,8 @@ HEAD = tl.constexpr(1)
 CHANNEL = tl.constexpr(2)
 FORGET = tl.constexpr(-1e4)
 """Stands for every stronger log2-decay, -inf included: 2 to its power is zero, and zero times it is still zero."""
+REACH = tl.constexpr(60.0)
+"""Decays below 2 ** -60 are not divided by: bf16 and fp32 reach 2 ** 127, and keys and queries need room too."""
 
 
 @triton.jit
@@ -74,45 +76,60 @@ def product(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def places(row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr, SHIFT: tl.constexpr = 0):
-    """Offsets and mask [C // 4, 4, B] of the tile that `load_rows` loads.
-
-    Triton spreads threads over the first axis before the second, so a block of four rows lies within one thread when
-    there are C // 4 * B / 8 threads: sums inside blocks cost no exchange.
-    """
-    r = 4 * tl.arange(0, C // 4)[:, None, None] + tl.arange(0, 4)[None, :, None] + SHIFT
+def places(row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
+    """Offsets and mask [C // 4, 4, B] of the tile that `load_rows` loads, in blocks of four rows."""
+    r = 4 * tl.arange(0, C // 4)[:, None, None] + tl.arange(0, 4)[None, :, None]
     col = col0 + tl.arange(0, B)[None, None, :]
     return (row0 + r).to(tl.int64) * (heads * width) + head * width + col, (r < rows) & (col < width)
 
 
 @triton.jit
-def load_decays(g, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
-    """log2-decays of each row, and of the row after it in the same block of four [C // 4, 4, B]."""
-    at, mask = places(row0, rows, head, heads, width, col0, C, B)
-    own = tl.maximum(tl.load(g + at, mask=mask, other=0.0) * LOG2E, FORGET)
-    at, mask = places(row0, rows, head, heads, width, col0, C, B, 1)
-    r = tl.arange(0, 4)[None, :, None]
-    return own, tl.maximum(tl.load(g + at, mask=mask & (r < 3), other=0.0) * LOG2E, FORGET)
+def beside(g, at, rows, stride, width, col0, SHIFT: tl.constexpr, C: tl.constexpr, B: tl.constexpr):
+    """log2-decays of the row SHIFT further in the same block of four, zero outside it [C // 4, 4, B]."""
+    i = tl.arange(0, 4)[None, :, None] + SHIFT
+    r = 4 * tl.arange(0, C // 4)[:, None, None] + i
+    col = col0 + tl.arange(0, B)[None, None, :]
+    x = tl.load(g + at + SHIFT * stride, mask=(i >= 0) & (i < 4) & (r < rows) & (col < width), other=0.0)
+    return tl.maximum(x * LOG2E, FORGET)
 
 
 @triton.jit
-def near_decay(own, after, LEVEL: tl.constexpr, C: tl.constexpr, B: tl.constexpr):
-    """`far_decay` for blocks of two (LEVEL 0) and four rows (LEVEL 1)."""
-    r = tl.arange(0, 4)[None, :, None]
+def load_decays(g, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
+    """Sums of log2-decays in blocks of four rows: through each row, after each row [C // 4, 4, B]; all [C // 4, B].
+
+    Neighbours are loaded again (from the cache) rather than passed between threads.
+    """
+    at, mask = places(row0, rows, head, heads, width, col0, C, B)
+    s = heads * width
+    own = tl.maximum(tl.load(g + at, mask=mask, other=0.0) * LOG2E, FORGET)
+    before = beside(g, at, rows, s, width, col0, -2, C, B) + beside(g, at, rows, s, width, col0, -3, C, B)
+    behind = beside(g, at, rows, s, width, col0, 2, C, B) + beside(g, at, rows, s, width, col0, 3, C, B)
+    down = own + (beside(g, at, rows, s, width, col0, -1, C, B) + before)
+    return down, beside(g, at, rows, s, width, col0, 1, C, B) + behind, tl.sum(own, 1)
+
+
+@triton.jit
+def close_decay(
+    g, row0, rows, head, heads, width, col0, LEVEL: tl.constexpr, C: tl.constexpr, B: tl.constexpr
+):  # fmt: skip
+    """`far_decay` inside blocks of four rows: LEVEL 0 for pairs of neighbours, LEVEL 1 for pairs of pairs."""
+    at, mask = places(row0, rows, head, heads, width, col0, C, B)
+    own = tl.maximum(tl.load(g + at, mask=mask, other=0.0) * LOG2E, FORGET)
+    i = tl.arange(0, 4)[None, :, None]
+    s = heads * width
     if LEVEL == 0:
-        sums = tl.where(r % 2 == 1, own, 0.0)
+        sums = tl.where(i % 2 == 1, own, 0.0)
     else:
-        pairs = tl.reshape(tl.cumsum(tl.reshape(own, [C // 4, 2, 2, B]), 2), [C // 4, 4, B])
-        sums = tl.where(r >= 2, pairs, tl.where(r == 0, after, 0.0))
+        before = tl.where(i == 3, beside(g, at, rows, s, width, col0, -1, C, B), 0.0)
+        sums = tl.where(i >= 2, own + before, tl.where(i == 0, beside(g, at, rows, s, width, col0, 1, C, B), 0.0))
     return tl.exp2(sums)
 
 
 @triton.jit
 def far_decay(down, up, total, level, C: tl.constexpr):
-    """Decay between each row and the middle of its aligned block of 2 ** (level + 1) rows [C // 4, 4, B].
+    """Decay between each row and the middle of its aligned block of 2 ** (level + 1) rows, level >= 2 [C // 4, 4, B].
 
     Rows of the second half: from the middle through the row. Rows of the first half: after the row up to the middle.
-    `down` sums log-decays from the start of a block of four through the row, `up` after the row to the block's end.
     """
     b = tl.arange(0, C // 4)
     half = b >> (level - 2)
@@ -123,9 +140,20 @@ def far_decay(down, up, total, level, C: tl.constexpr):
 
 
 @triton.jit
+def since_sixteen(down, total, C: tl.constexpr):
+    """log2-decay from the start of each block of sixteen rows through each row [C // 4, 4, B]."""
+    b = tl.arange(0, C // 4)
+    earlier = (b[:, None] // 4 == b[None, :] // 4) & (b[:, None] > b[None, :])
+    return down + block_sums(earlier, total)[:, None, :]
+
+
+@triton.jit
 def block_sums(mask, total):
-    """Sums [C // 4, B] of the blocks' totals that `mask` [C // 4, C // 4] selects."""
-    return tl.dot(tl.where(mask, 1.0, 0.0), total, input_precision="tf32x3")
+    """Sums [C // 4, B] of the blocks' totals that `mask` [C // 4, C // 4] selects, to 19 bits and more."""
+    select = tl.where(mask, 1.0, 0.0)
+    coarse = total.to(tl.bfloat16).to(tl.float32)
+    sums = tl.dot(select, coarse, input_precision="tf32", out_dtype=tl.float32)
+    return tl.dot(select, total - coarse, sums, input_precision="tf32", out_dtype=tl.float32)
 
 
 @triton.jit
@@ -182,19 +210,76 @@ def invert(t, C: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def sixteenth_decay(up, total, inside, i, C: tl.constexpr, DIRECT: tl.constexpr):
+    """Factors of k [C // 4, 4, B] for the rows of the i-th block of sixteen, from the start of that block.
+
+    Earlier rows: decay after the row up to the block. Rows of the block: one over the decay since its start where that
+    is in reach (DIRECT), else zero. Later rows: zero.
+    """
+    b = tl.arange(0, C // 4)
+    sums = block_sums((b[None, :] > b[:, None]) & (b[None, :] < 4 * i), total)
+    own = FORGET
+    if DIRECT:
+        own = tl.where((b // 4 == i)[:, None, None] & (inside > -REACH), -inside, FORGET)
+    return tl.exp2(tl.where((b // 4 < i)[:, None, None], up + sums[:, None, :], own))
+
+
+@triton.jit
+def rows_of_sixteenth(x, i, C: tl.constexpr, B: tl.constexpr):
+    """x [C // 4, 4, B] as [C, B] with the rows outside the i-th block of sixteen zero."""
+    return tl.reshape(tl.where((tl.arange(0, C // 4) // 4 == i)[:, None, None], x, 0.0).to(x.dtype), [C, B])
+
+
+@triton.jit
 def add_scores(
-    aqk, t, q, k, e, mask, f, level,
+    aqk, t, q, k, e, mask, f, fk, pairs,
     C: tl.constexpr, B: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add the pairs of one level to both score matrices, from pointers to q, k and e and the decays f to the middle."""
-    pairs = halves(level, C)
+    """Add the selected pairs of (f * q, fk * k) and (f * e, fk * k), from pointers, to both score matrices."""
     k_ = tl.load(k, mask=mask, other=0.0)
-    kf = tl.trans(tl.reshape((k_ * f).to(k_.dtype), [C, B]))
+    kf = tl.trans(tl.reshape((k_ * fk).to(k_.dtype), [C, B]))
     qf = tl.reshape((tl.load(q, mask=mask, other=0.0) * f).to(k_.dtype), [C, B])
     aqk += tl.where(pairs, product(qf, kf, PRECISION), 0.0)
     if ERASE:
         ef = tl.reshape((tl.load(e, mask=mask, other=0.0) * f).to(k_.dtype), [C, B])
         t += tl.where(pairs, product(ef, kf, PRECISION), 0.0)
+    return aqk, t
+
+
+@triton.jit
+def channel_scores(
+    aqk, t, q, k, e, g, mask, row0, rows, hg, HG, K, col0, down, up, total,
+    C: tl.constexpr, B: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add one tile of K to both score matrices, with per-channel decay; entries above the diagonal are meaningless.
+
+    q and e decay from the start of their block of sixteen rows. Inside the block k is divided by its decay since that
+    start where that is in range (DIRECT: bf16 and fp32 have the exponents for it); channels that decayed further are
+    anchored in the middle of each pair's smallest block. Which way a key takes depends on gates up to its own row only,
+    so a later gate never changes an earlier score.
+    """
+    inside = since_sixteen(down, total, C)
+    f = tl.exp2(inside)
+    k_ = tl.load(k, mask=mask, other=0.0)
+    qf = (tl.load(q, mask=mask, other=0.0) * f).to(k_.dtype)
+    ef = (tl.load(e, mask=mask, other=0.0) * f).to(k_.dtype) if ERASE else qf
+    for i in range(0, C // 16):
+        fk = sixteenth_decay(up, total, inside, i, C, DIRECT)
+        kf = tl.trans(tl.reshape((k_ * fk).to(k_.dtype), [C, B]))
+        aqk = tl.dot(rows_of_sixteenth(qf, i, C, B), kf, aqk, input_precision=PRECISION)
+        if ERASE:
+            t = tl.dot(rows_of_sixteenth(ef, i, C, B), kf, t, input_precision=PRECISION)
+    if DIRECT:
+        rest = tl.where(inside > -REACH, 0.0, 1.0)
+    else:
+        rest = tl.full(inside.shape, 1.0, dtype=tl.float32)
+    if tl.max(tl.max(tl.max(rest, 2), 1), 0) > 0:
+        for level in tl.static_range(2):
+            f = close_decay(g, row0, rows, hg, HG, K, col0, level, C, B)
+            aqk, t = add_scores(aqk, t, q, k, e, mask, f, f * rest, halves(level, C), C, B, ERASE, PRECISION)
+        for level in range(2, 4):
+            f = far_decay(down, up, total, level, C)
+            aqk, t = add_scores(aqk, t, q, k, e, mask, f, f * rest, halves(level, C), C, B, ERASE, PRECISION)
     return aqk, t
 
 
@@ -205,7 +290,7 @@ def scores_kernel(
     chunk_row, chunk_rows,
     H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HS: tl.constexpr, K: tl.constexpr,
     B: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr, DECAY: tl.constexpr,
-    ERASE: tl.constexpr, DIAG: tl.constexpr, PRECISION: tl.constexpr, SOLVE: tl.constexpr,
+    ERASE: tl.constexpr, DIAG: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr, SOLVE: tl.constexpr,
 ):  # fmt: skip
     """Scores, inverse and decayed operands of one (chunk, head of the scores).
 
@@ -224,16 +309,14 @@ def scores_kernel(
     t = tl.zeros([C, C], dtype=tl.float32)
     for col0 in range(0, K, B):
         if DECAY == CHANNEL:
-            own, after = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B)
+            hg = head // (HS // HG)
+            down, up, total = load_decays(g, row0, rows, hg, HG, K, col0, C, B)
             at, mask = places(row0, rows, hk, H, K, col0, C, B)
-            at_e, mask_e = places(row0, rows, head // (HS // HE), HE, K, col0, C, B)
-            for level in tl.static_range(2):
-                f = near_decay(own, after, level, C, B)
-                aqk, t = add_scores(aqk, t, q + at, k + at, e + at_e, mask, f, level, C, B, ERASE, PRECISION)
-            down, up, total = tl.cumsum(own, 1), tl.cumsum(after, 1, reverse=True), tl.sum(own, 1)
-            for level in range(2, 6):
-                f = far_decay(down, up, total, level, C)
-                aqk, t = add_scores(aqk, t, q + at, k + at, e + at_e, mask, f, level, C, B, ERASE, PRECISION)
+            at_e, _ = places(row0, rows, head // (HS // HE), HE, K, col0, C, B)
+            aqk, t = channel_scores(
+                aqk, t, q + at, k + at, e + at_e, g, mask, row0, rows, hg, HG, K, col0, down, up, total,
+                C, B, ERASE, DIRECT, PRECISION,
+            )  # fmt: skip
             gamma, tail = ends_decay(down, up, total, C)
             to, mask = places(row0, rows, head, HS, K, col0, C, B)
             q_ = tl.load(q + at, mask=mask, other=0.0)
@@ -260,6 +343,7 @@ def scores_kernel(
     earlier = (r[:, None] > r[None, :]) & (token == 0)
     if DECAY == CHANNEL:
         aqk = tl.where(earlier, aqk, 0.0)
+        t = tl.where(earlier, t, 0.0)
     else:
         pair_decay = tl.where(earlier, 1.0, 0.0)
         if DECAY == HEAD:

@@ -63,7 +63,7 @@ class _Call:
 
     @cached_property
     def plan(self) -> tuning.Plan:
-        return tuning.plan(self.z.device, self.value_heads, self.key, self.value, self.decay)
+        return tuning.plan(self.z.device, self.value_heads, self.key, self.value, self.decay, self.z.dtype)
 
     @cached_property
     def layout(self) -> Layout:
@@ -96,6 +96,15 @@ class _Call:
     @property
     def score_heads(self) -> int:
         return self.value_heads if self.diag is not None else max(self.erase_heads, self.decay_heads)
+
+    @property
+    def direct(self) -> bool:
+        """Whether the operands' exponents reach far enough to divide by a decay; those of fp16 do not."""
+        return self.z.dtype != torch.float16
+
+    @property
+    def solve(self) -> str:
+        return self.plan.solve if self.z.dtype == torch.float32 else self.plan.solve_half
 
     @property
     def precision(self) -> str:
@@ -139,7 +148,7 @@ def _scores(call: _Call) -> _Operands:
         call.layout.chunk_row, call.layout.chunk_rows,
         H=call.heads, HE=call.erase_heads, HG=call.decay_heads, HS=hs, K=call.key, B=how.tile, C=C, RANK=call.rank,
         DECAY=DECAYS[call.decay], ERASE=call.e is not None, DIAG=call.diag is not None,
-        PRECISION=call.precision, SOLVE=call.plan.solve, num_warps=how.warps, num_stages=how.stages,
+        DIRECT=call.direct, PRECISION=call.precision, SOLVE=call.solve, num_warps=how.warps, num_stages=how.stages,
     )  # fmt: skip
     return _Operands(qg, kt, eg, decay, tails, scores, solved)
 
@@ -240,7 +249,8 @@ def _input_gradients(
         dq, dk, de, dg, call.layout.chunk_row, call.layout.chunk_rows, t,
         H=call.heads, HE=call.erase_heads, HG=call.decay_heads, HV=hv, K=call.key, V=call.value, B=how.tile,
         BV=min(how.tile, call.plan.pairs.tile), C=C, RANK=call.rank, DECAY=DECAYS[call.decay],
-        ERASE=call.e is not None, PRECISION=call.precision, num_warps=how.warps, num_stages=how.stages,
+        ERASE=call.e is not None, DIRECT=call.direct, PRECISION=call.precision,
+        num_warps=how.warps, num_stages=how.stages,
     )  # fmt: skip
     if call.decay == "head":
         dg = dg.sum(0)

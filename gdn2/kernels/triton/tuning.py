@@ -35,7 +35,8 @@ class Plan:
     inputs: Launch  # tile of K
     segment: int  # rows after which a sequence is split, 0 never
     precision: str = "tf32x3"  # products of fp32 operands
-    solve: str = "tf32x3"  # products inside the triangular inverse
+    solve: str = "tf32x3"  # products inside the triangular inverse, fp32 inputs
+    solve_half: str = "tf32"  # the same for 16-bit inputs, whose scores carry 9 to 12 bits
 
 
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}
@@ -46,9 +47,9 @@ SEGMENT = 4096
 rows and its prefix keeps its bits."""
 
 
-def plan(device: torch.device, value_heads: int, key: int, value: int, decay: str) -> Plan:
-    """The plan for one call; `decay` is "channel", "head" or "none"."""
-    return _plan(device_class(device), value_heads, key, value, decay)
+def plan(device: torch.device, value_heads: int, key: int, value: int, decay: str, dtype: torch.dtype) -> Plan:
+    """The plan for one call; `decay` is "channel", "head" or "none", `dtype` that of the inputs."""
+    return _plan(device_class(device), value_heads, key, value, decay, dtype.itemsize)
 
 
 @cache
@@ -61,9 +62,10 @@ def device_class(device: torch.device) -> str:
 
 
 @cache
-def _plan(kind: str, value_heads: int, key: int, value: int, decay: str) -> Plan:
+def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsize: int) -> Plan:
     channel = decay == "channel"
-    state = Launch(_tile(value, 32 if key > 128 else 64), 4)
+    narrow = key > 128 or itemsize == 4
+    state = Launch(_tile(value, 32 if narrow else 64), 4, 1 if narrow else 2)
     tiles = value_heads * -(-value // state.tile)
     return Plan(
         scores=Launch(32, 8, 1) if channel else Launch(_tile(key, 64), 4),

@@ -129,7 +129,7 @@ def test_a_split_sequence_equals_the_loop(decay: str, monkeypatch: pytest.Monkey
 
 
 def test_the_plan_knows_no_length_and_refuses_what_the_kernels_cannot_do() -> None:
-    few, many = (tuning.plan(torch.device("cpu"), heads, 128, 128, "channel") for heads in (16, 512))
+    few, many = (tuning.plan(torch.device("cpu"), heads, 128, 128, "channel", torch.bfloat16) for heads in (16, 512))
     assert few.segment == tuning.SEGMENT
     assert many.segment == 0
     x = torch.zeros(1, 4, 1, 300)
