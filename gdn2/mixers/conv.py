@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gdn2.kernels.dispatch import Implementation, choose
 from gdn2.numerics import silu
 from gdn2.ragged import Ragged
 
@@ -39,7 +40,12 @@ def short_conv(
 
 
 class ShortConv(nn.Module):
-    """Parameters of a short convolution in the layout every published checkpoint uses: weight [C, 1, W], bias [C]."""
+    """Parameters of a short convolution in the layout every published checkpoint uses: weight [C, 1, W], bias [C].
+
+    With the "triton" implementation gradients stop at the windows.
+    """
+
+    implementation: Implementation | None = None
 
     def __init__(self, channels: int, taps: int = 4, bias: bool = False, activate: bool = True) -> None:
         super().__init__()
@@ -60,11 +66,19 @@ class ShortConv(nn.Module):
         return self.weight.new_zeros(n, channels, taps - 1)
 
     def forward(self, x: Tensor, window: Tensor, ragged: Ragged) -> tuple[Tensor, Tensor]:
+        if choose(x.device, self.implementation) == "triton":
+            from gdn2.kernels.triton import prologue
+
+            return prologue.short_conv(x, self.weight[:, 0], self.bias, window.detach(), ragged, self.activate)
         return short_conv(x, self.weight[:, 0], self.bias, window, ragged, self.activate)
 
     def step(self, x: Tensor, window: Tensor) -> Tensor:
         """One token for each of N sequences: x [N, C] to y [N, C]; `window` [N, C, W - 1] moves on in place."""
         taps = self.weight[:, 0]
+        if choose(x.device, self.implementation) == "triton":
+            from gdn2.kernels.triton import prologue
+
+            return prologue.conv_step(x, taps, self.bias, window, activate=self.activate)
         y = x * taps[:, -1]
         for j in range(1, taps.shape[1]):
             y = y + window[:, :, -j].to(x.dtype) * taps[:, -1 - j]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gdn2 import numerics
 from gdn2.kernels import Implementation
 from gdn2.mixers import Mixer, build
+from gdn2.mixers.conv import ShortConv
 from gdn2.mixers.linear import Linear, blocked
 from gdn2.models.config import ModelConfig
 from gdn2.models.state import State
@@ -130,8 +131,9 @@ class Decoder(nn.Module):
 
     def use(self, implementation: Implementation | None) -> Decoder:
         """Choose the kernels of every mixer; None chooses from the device."""
-        for layer in self.blocks():
-            layer.mixer.implementation = implementation
+        for part in self.modules():
+            if isinstance(part, (Mixer, ShortConv)):
+                part.implementation = implementation
         return self
 
     def cast(self, dtype: torch.dtype) -> Decoder:
