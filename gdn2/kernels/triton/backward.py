@@ -21,15 +21,14 @@ from gdn2.kernels.triton.forward import (
     HEAD,
     REACH,
     between,
-    close_decay,
     ends_decay,
-    far_decay,
     gate_ends,
     halves,
     load_decays,
     load_gate,
     load_rows,
     load_state,
+    pair_decay,
     places,
     product,
     same_token,
@@ -226,12 +225,8 @@ def near_channel(
     else:
         rest = tl.full(inside.shape, 1.0, dtype=tl.float32)
     if tl.max(tl.max(tl.max(rest, 2), 1), 0) > 0:
-        for level in tl.static_range(2):
-            f = close_decay(g, row0, rows, hg, HG, K, col0, level, C, B)
-            pairs = halves(level, C) & apart
-            dq, de, dk = add_near(dq, de, dk, q, k, e, mask, a, d, f, f * rest, pairs, C, B, ERASE, PRECISION)
-        for level in range(2, 4):
-            f = far_decay(down, up, total, level, C)
+        for level in range(0, 4):
+            f = pair_decay(g, row0, rows, hg, HG, K, col0, down, up, total, level, C, B)
             pairs = halves(level, C) & apart
             dq, de, dk = add_near(dq, de, dk, q, k, e, mask, a, d, f, f * rest, pairs, C, B, ERASE, PRECISION)
     return dq, de, dk
@@ -258,6 +253,10 @@ def inputs_kernel(
     col0 = tile * B
     row0 = tl.load(chunk_row + chunk)
     rows = tl.load(chunk_rows + chunk)
+    if DECAY == CHANNEL:
+        dq_near, de_near, dk_near = near_channel(
+            q, k, e, g, daqk, dt, row0, rows, chunk, head, col0, H, HE, HG, HV, K, B, C, RANK, ERASE, DIRECT, PRECISION
+        )
     dq_, de_, dk_, dwhole = through_state(
         do, dz, written, states, dstates, row0, rows, chunk, head, col0, HV, K, V, B, BV, C, ERASE, PRECISION
     )
@@ -282,9 +281,6 @@ def inputs_kernel(
     kept = k_ * dk_
     up = q_ * dq_
     if DECAY == CHANNEL:
-        dq_near, de_near, dk_near = near_channel(
-            q, k, e, g, daqk, dt, row0, rows, chunk, head, col0, H, HE, HG, HV, K, B, C, RANK, ERASE, DIRECT, PRECISION
-        )
         da = tl.where(same_token(C, RANK), da, 0.0).to(da.dtype)
         up += q_ * dq_near - k_ * dk_near
         dq_ += dq_near + product(da, k_, PRECISION)

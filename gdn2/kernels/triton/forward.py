@@ -109,34 +109,30 @@ def load_decays(g, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.
 
 
 @triton.jit
-def close_decay(
-    g, row0, rows, head, heads, width, col0, LEVEL: tl.constexpr, C: tl.constexpr, B: tl.constexpr
+def pair_decay(
+    g, row0, rows, head, heads, width, col0, down, up, total, level, C: tl.constexpr, B: tl.constexpr
 ):  # fmt: skip
-    """`far_decay` inside blocks of four rows: LEVEL 0 for pairs of neighbours, LEVEL 1 for pairs of pairs."""
-    at, mask = places(row0, rows, head, heads, width, col0, C, B)
-    own = tl.maximum(tl.load(g + at, mask=mask, other=0.0) * LOG2E, FORGET)
-    i = tl.arange(0, 4)[None, :, None]
-    s = heads * width
-    if LEVEL == 0:
-        sums = tl.where(i % 2 == 1, own, 0.0)
-    else:
-        before = tl.where(i == 3, beside(g, at, rows, s, width, col0, -1, C, B), 0.0)
-        sums = tl.where(i >= 2, own + before, tl.where(i == 0, beside(g, at, rows, s, width, col0, 1, C, B), 0.0))
-    return tl.exp2(sums)
-
-
-@triton.jit
-def far_decay(down, up, total, level, C: tl.constexpr):
-    """Decay between each row and the middle of its aligned block of 2 ** (level + 1) rows, level >= 2 [C // 4, 4, B].
+    """Decay between each row and the middle of its aligned block of 2 ** (level + 1) rows [C // 4, 4, B].
 
     Rows of the second half: from the middle through the row. Rows of the first half: after the row up to the middle.
     """
+    i = tl.arange(0, 4)[None, :, None]
     b = tl.arange(0, C // 4)
-    half = b >> (level - 2)
-    second = half % 2 == 1
-    nearer = tl.where(second[:, None], b[:, None] > b[None, :], b[:, None] < b[None, :])
-    sums = block_sums((half[:, None] == half[None, :]) & nearer, total)
-    return tl.exp2(tl.where(second[:, None, None], down, up) + sums[:, None, :])
+    if level < 2:  # inside blocks of four
+        at, mask = places(row0, rows, head, heads, width, col0, C, B)
+        s = heads * width
+        own = tl.maximum(tl.load(g + at, mask=mask, other=0.0) * LOG2E, FORGET)
+        next_ = beside(g, at, rows, s, width, col0, 1, C, B)
+        before = tl.where(i == 3, beside(g, at, rows, s, width, col0, -1, C, B), 0.0)
+        of_four = tl.where(i >= 2, own + before, tl.where(i == 0, next_, 0.0))
+        sums = tl.where(level == 0, tl.where(i % 2 == 1, own, 0.0), of_four)
+    else:
+        half = b >> (level - 2)
+        second = half % 2 == 1
+        nearer = tl.where(second[:, None], b[:, None] > b[None, :], b[:, None] < b[None, :])
+        of_blocks = block_sums((half[:, None] == half[None, :]) & nearer, total)
+        sums = tl.where(second[:, None, None], down, up) + of_blocks[:, None, :]
+    return tl.exp2(sums)
 
 
 @triton.jit
@@ -274,11 +270,8 @@ def channel_scores(
     else:
         rest = tl.full(inside.shape, 1.0, dtype=tl.float32)
     if tl.max(tl.max(tl.max(rest, 2), 1), 0) > 0:
-        for level in tl.static_range(2):
-            f = close_decay(g, row0, rows, hg, HG, K, col0, level, C, B)
-            aqk, t = add_scores(aqk, t, q, k, e, mask, f, f * rest, halves(level, C), C, B, ERASE, PRECISION)
-        for level in range(2, 4):
-            f = far_decay(down, up, total, level, C)
+        for level in range(0, 4):
+            f = pair_decay(g, row0, rows, hg, HG, K, col0, down, up, total, level, C, B)
             aqk, t = add_scores(aqk, t, q, k, e, mask, f, f * rest, halves(level, C), C, B, ERASE, PRECISION)
     return aqk, t
 
