@@ -209,3 +209,20 @@ def test_model_shape_in_bf16_and_graph_replay() -> None:
         state.copy_(start)
         graph.replay()
         assert torch.equal(o, first)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_slots_beyond_two_to_the_31_elements() -> None:
+    last = 2**31 // (16 * 128 * 128) + 7
+    call = draw(2, 16, 16, 128, 128)
+    state = torch.zeros(last + 1, 16, 128, 128, device=DEVICE)
+    state[[3, last]] = pool(2, 16, 128, 128).float().to(DEVICE)
+    want_o, want_state = run("reference", call, pool(2, 16, 128, 128), None, None, torch.float64)
+    x = {n: None if t is None else t.to(DEVICE) for n, t in cast(call, torch.float32).items()}
+    o = delta_step(
+        x["q"], x["k"], x["e"], x["z"], x["g"], state, torch.tensor([3, last], device=DEVICE),
+        implementation="triton",
+    )
+    assert error(o.cpu(), want_o) < 1e-6 and error(state[[3, last]].cpu(), want_state) < 1e-6
+    assert int(state.flatten(1).any(1).sum()) == 2

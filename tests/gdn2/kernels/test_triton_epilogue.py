@@ -61,3 +61,20 @@ def test_unknown_activation_is_refused() -> None:
     x = u(1, 1, 4)
     with pytest.raises(ValueError, match="silu or sigmoid, got 'tanh'"):
         gated_norm(x, x, x[0, 0], 1e-5, "tanh")  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gated_norm_at_a_models_shape_in_bf16() -> None:
+    o, gate, weight = u(4096, 16, 128).bfloat16(), u(4096, 16, 128, seed=1).bfloat16(), u(128, seed=2).float()
+    found = {}
+    for name, dtype, implementation in (
+        ("exact", torch.float64, "torch"), ("torch", torch.bfloat16, "torch"), ("kernel", torch.bfloat16, "triton"),
+    ):  # fmt: skip
+        inputs = [x.detach().to(DEVICE, dtype).requires_grad_() for x in (o, gate)]
+        inputs.append(weight.detach().to(DEVICE, torch.float64 if name == "exact" else torch.float32).requires_grad_())
+        y = gated_norm(*inputs, 1e-5, "silu", implementation)  # type: ignore[arg-type]
+        y.backward(torch.ones_like(y))
+        found[name] = [x.detach().cpu() for x in (y, *(i.grad for i in inputs)) if x is not None]
+    for mine, torchs, exact in zip(found["kernel"], found["torch"], found["exact"], strict=True):
+        assert error(mine, exact) <= 2 * error(torchs, exact) + 1e-5

@@ -181,3 +181,48 @@ def test_torch_twin_is_the_layer_of_the_published_equations() -> None:
     rate = torch.log1p((raw.f + raw.dt_bias.reshape(2, 20)).exp())
     want = (q, k, 2 * raw.b.sigmoid() * k, raw.w.sigmoid() * raw.v, -raw.A_log.exp()[:, None] * rate)
     assert all(error(x, y) < 1e-12 for x, y in zip((got.q, got.k, got.e, got.z, got.g), want, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("tied", [False, True])
+def test_gates_at_a_models_shape_in_bf16(tied: bool) -> None:
+    t, h, d = 4096, 16, 128
+    raw = Raw(
+        u(t, h, d), u(t, h, d, seed=1), u(t, h, d, seed=2), u(t, h, seed=3) if tied else u(t, h, d, seed=3),
+        None if tied else u(t, h, d, seed=4), 8 * u(t, h, d, seed=5), u(h, seed=6), u(h * d, seed=7),
+    )  # fmt: skip
+    rounded = Raw(*(x if x is None or n in ("A_log", "dt_bias") else x.bfloat16() for n, x in raw._asdict().items()))
+    found = {}
+    for name, dtype, implementation in (
+        ("exact", torch.float64, "torch"), ("torch", torch.bfloat16, "torch"), ("kernel", torch.bfloat16, "triton"),
+    ):  # fmt: skip
+        inputs = [
+            None if x is None else x.detach().to(DEVICE, torch.float32 if i > 5 and dtype != torch.float64 else dtype)
+            for i, x in enumerate(rounded)
+        ]
+        inputs = [None if x is None else x.requires_grad_() for x in inputs]
+        out = fold_gates(Raw(*inputs), Gates(0.1), implementation)  # type: ignore[arg-type]
+        torch.autograd.backward(list(out), [torch.ones_like(x) for x in out])
+        found[name] = [x.detach().cpu() for x in (*out, *(x.grad for x in inputs if x is not None))]
+    for mine, torchs, exact in zip(found["kernel"], found["torch"], found["exact"], strict=True):
+        assert error(mine, exact) <= 2 * error(torchs, exact) + 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_convolution_at_a_models_shape_in_bf16() -> None:
+    lengths = [4096, 1, 0, 3000, 1095]
+    ragged, c = Ragged(lengths, DEVICE), 2048
+    x, weight, window = u(8192, c).bfloat16(), u(c, 4, seed=1).bfloat16(), u(5, c, 3, seed=2).bfloat16()
+    found = {}
+    for name, dtype, run in (
+        ("exact", torch.float64, short_conv), ("torch", torch.bfloat16, short_conv),
+        ("kernel", torch.bfloat16, prologue.short_conv),
+    ):  # fmt: skip
+        a, w = (t.detach().to(DEVICE, dtype).requires_grad_() for t in (x, weight))
+        y, _ = run(a, w, None, window.to(DEVICE, dtype), ragged)
+        y.backward(torch.ones_like(y))
+        found[name] = [t.detach().cpu() for t in (y, a.grad, w.grad) if t is not None]
+    for mine, torchs, exact in zip(found["kernel"], found["torch"], found["exact"], strict=True):
+        assert error(mine, exact) <= 2 * error(torchs, exact) + 1e-5
