@@ -29,7 +29,7 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
             "d_head": 8,
             "d_state": 8,
             "n_groups": 2,
-            "dt_limit": (0.3, 0.6),
+            "dt_limit": (0.02, 0.1),
             "proj_bias": True,
         },
         "norm first": {"n_heads": 2, "d_head": 8, "d_state": 8, "norm_before_gate": True, "conv_bias": False},
