@@ -59,6 +59,8 @@ class Mamba3Config:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if 32 % self.rows:  # else the operator's chunks of 64 rows would not end where pieces of 64 tokens do
+            raise ValueError(f"rank must divide 32, got {self.rank}")
         if self.n_heads % self.n_groups:
             raise ValueError(f"n_groups must divide n_heads {self.n_heads}, got {self.n_groups}")
         if self.rope_fraction not in (0.5, 1.0):

@@ -181,6 +181,7 @@ def test_phases_carry_over_pieces_far_into_a_sequence() -> None:
         ("mamba3", {"a_activation": "relu"}, "a_activation must be softplus or heavy_tail, got 'relu'"),
         ("mamba3", {"pairing": "odd"}, "pairing must be neighbours or halves, got 'odd'"),
         ("mamba3", {"rank": 0}, "rank must be at least 1, got 0"),
+        ("mamba3", {"rank": 3}, "rank must divide 32, got 3"),
     ],
 )
 def test_wrong_options_are_named(name: str, options: dict[str, Any], message: str) -> None:
