@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import sys
 import tempfile
 import traceback
@@ -17,10 +16,12 @@ from contextlib import suppress
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evalsuite import checkpoints
+from evalsuite import options as opt
 from evalsuite.bench import commands as bench
 from evalsuite.interrupt import Interrupted, Signals
 from evalsuite.names import aligned, one_line, plain, quoted, refuse_unusable, task_options
@@ -41,32 +42,6 @@ app = typer.Typer(
 _USAGE: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
-def _directory(value: str | Path) -> Path:
-    refuse_unusable({"out": value})
-    return Path(value)
-
-
-def _device(value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", value):
-        raise UserError(f"device {quoted(value)} is not cpu, cuda, cuda:N or auto")
-    return value
-
-
-# Options that several commands share.
-Out = Annotated[Path, typer.Option("--out", parser=_directory, metavar="DIRECTORY", help="Results directory.")]
-Device = Annotated[
-    str, typer.Option(parser=_device, metavar="DEVICE", help="cpu, cuda, cuda:N; auto is a GPU where there is one.")
-]
-Runs = Annotated[
-    list[Path] | None, typer.Option(help="Run, results directory or .jsonl file; repeatable.", show_default="results")
-]
-Dtype = Literal["float32", "bfloat16", "float16"]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the samples.")]
-Haystack = Annotated[str | None, typer.Option(help="bundled, essays, a text file or a directory of them.")]
-Offset = Annotated[str | None, typer.Option(help="First sentence of the haystack, or random: another for each sample.")]
-Budget = Annotated[int | None, typer.Option(min=1, max=2**16, help="Tokens a task may generate.")]
-
-
 class Listed(StrEnum):
     """What `list` can list."""
 
@@ -75,6 +50,7 @@ class Listed(StrEnum):
     profiles = "profiles"
     runs = "runs"
     columns = "columns"
+    formats = "formats"
 
 
 def echo(text: str = "", *, error: bool = False) -> None:
@@ -111,18 +87,20 @@ def run(
         int | None, typer.Option(min=1, max=10**7, help="First N samples of each task and length.", show_default="all")
     ] = None,
     profile: Annotated[str | None, typer.Option(help="How tasks are asked; see `list profiles`.")] = None,
-    haystack: Haystack = None,
-    seed: Seed = 42,
-    out: Out = Path("results"),
-    device: Device = "auto",
-    dtype: Annotated[Dtype | None, typer.Option(help="Of the weights.", show_default="the device's")] = None,
+    haystack: opt.Haystack = None,
+    seed: opt.Seed = 42,
+    out: opt.Out = Path("results"),
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = None,
     batch_tokens: Annotated[
         int, typer.Option(min=64, max=2**24, help="Prompt tokens read at once; never changes an answer.")
     ] = 8192,
-    haystack_offset: Offset = None,
-    budget: Budget = None,
+    haystack_offset: opt.Offset = None,
+    budget: opt.Budget = None,
+    allow_pickle_weights: opt.Pickles = None, allow_bad_values: opt.BadValues = None, given: opt.Values = None,
+    tokenizer: opt.TokenizerSource = None, bos: opt.Bos = None, offline: opt.Offline = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked, and ask nothing.")] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Evaluate a model on tasks. Safe to kill: the same command goes on where it stopped.
 
     gdn2-eval run --model gdn2-tiny --tasks ruler --lengths 1k,2k,4k
@@ -141,7 +119,7 @@ def run(
     chosen = registry.resolve(tasks)
     check_profile(chosen, profile)
     check_writable(out / "runs")
-    backend = backends.load(model, device=device, dtype=dtype, batch_tokens=batch_tokens)
+    backend = backends.load(model, device=device, dtype=dtype, batch_tokens=batch_tokens, given=passed)
     plan = make_plan(backend, chosen, ask)
     directory = out / "runs" / plan.run_id
     if text := reader.too_long(plan):
@@ -163,8 +141,8 @@ def run(
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="TOML file; the zoo's own are in gdn2/zoo.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", parser=_directory, metavar="DIRECTORY", help="Gets log and model.")],
-    device: Device = "auto",
+    out: Annotated[Path, typer.Option("--out", parser=opt.directory, metavar="DIRECTORY", help="Gets log and model.")],
+    device: opt.Device = "auto",
 ) -> None:
     """Train a model. Safe to kill: the same command goes on where it stopped.
 
@@ -189,10 +167,10 @@ def train(
 
 @app.command("list")
 def list_(
-    what: Annotated[Listed, typer.Argument(metavar="WHAT", help="models, tasks, profiles, runs or columns.")],
-    out: Out = Path("results"),
+    what: Annotated[Listed, typer.Argument(metavar="WHAT", help="models, tasks, profiles, runs, columns or formats.")],
+    out: opt.Out = Path("results"),
 ) -> None:
-    """List models, tasks, profiles, runs, or the columns of a record."""
+    """List models, tasks, profiles, runs, the columns of a record, or the formats of checkpoints."""
     if what is Listed.models:
         from evalsuite import backends
 
@@ -201,6 +179,10 @@ def list_(
         from evalsuite import show as reader
 
         echo_table(reader.Run._fields, reader.runs(out))
+    elif what is Listed.formats:
+        from evalsuite.backends import looking
+
+        echo_table(("format", "model type", "what it is"), looking.format_rows())
     elif what is Listed.columns:
         from evalsuite import schema
 
@@ -223,13 +205,25 @@ def list_(
 
 @app.command()
 def show(
-    run: Annotated[str, typer.Argument(help="Id of a run, or its beginning; see `list runs`.")],
+    run: Annotated[str, typer.Argument(help="Id of a run, or its beginning (see `list runs`); or: checkpoint PATH.")],
+    path: Annotated[str | None, typer.Argument(help="A checkpoint, to look at without loading it.")] = None,
     sample: Annotated[str | None, typer.Option(help="Show the records and the prompt of this sample.")] = None,
-    out: Out = Path("results"),
+    out: opt.Out = Path("results"),
+    allow_pickle_weights: opt.Pickles = None,
+    given: opt.Values = None,
 ) -> None:
-    """Show what a run is and scored, or one of its samples."""
+    """Show what a run is and scored, or one of its samples; or what a checkpoint is and whether it would be refused."""
     from evalsuite import show as reader
 
+    if path is not None:
+        if run != "checkpoint":
+            raise UserError(f"show takes one run, or: checkpoint PATH; got {run} {path}")
+        from evalsuite.backends import looking
+
+        lines = list(looking.checkpoint_lines(path, {"allow_pickle_weights": allow_pickle_weights, "given": given}))
+        for name, value in lines:
+            echo(f"{one_line(name):14} {one_line(value)}")
+        raise typer.Exit(4 if lines[-1][0] == "refused" else 0)
     directory = reader.find(out, run)
     if sample is None:
         for name, value in reader.settings(directory):
@@ -246,15 +240,16 @@ def show(
 
 
 bench.add(app, echo, echo_table)
+checkpoints.add(app, echo)
 data = typer.Typer(help="Write samples, fetch what they need.", rich_markup_mode=None)
 app.add_typer(data, name="data")
 
 
 @app.command()
 def tables(
-    runs: Runs = None,
+    runs: opt.Runs = None,
     out: Annotated[
-        Path | None, typer.Option(parser=_directory, metavar="FILE", help="File to write: .md, .tex or .csv.")
+        Path | None, typer.Option(parser=opt.directory, metavar="FILE", help="File to write: .md, .tex or .csv.")
     ] = None,
     form: Annotated[
         str, typer.Option("--format", help="text, markdown, latex or csv, where there is no --out.")
@@ -273,8 +268,8 @@ def tables(
 
 @app.command()
 def plot(
-    runs: Runs = None,
-    out: Out = Path("results/figures"),
+    runs: opt.Runs = None,
+    out: opt.Out = Path("results/figures"),
     form: Annotated[str, typer.Option("--format", help="png, svg, pdf, separated by commas.")] = "png,svg",
 ) -> None:
     """Draw accuracy against context length, and by the depth of the needle."""
@@ -288,13 +283,15 @@ def data_ruler(
     task: Annotated[str, typer.Option(help="A RULER task, such as niah_single_2.")],
     length: Annotated[str, typer.Option(help="Context length, generation budget included: 4096 or 4k.")],
     tokenizer: Annotated[str, typer.Option(help="tokenizer.json, SentencePiece model, directory or hub name.")],
-    out: Annotated[Path, typer.Option("--out", parser=_directory, metavar="FILE", help="File to write, JSON lines.")],
+    out: Annotated[
+        Path, typer.Option("--out", parser=opt.directory, metavar="FILE", help="File to write, JSON lines.")
+    ],
     samples: Annotated[int, typer.Option(min=1, max=10**7, help="Samples to write.")] = 500,
     profile: Annotated[str, typer.Option(help="How the task is asked; see `list profiles`.")] = "exact",
-    seed: Seed = 42,
-    haystack: Haystack = None,
-    haystack_offset: Offset = None,
-    budget: Budget = None,
+    seed: opt.Seed = 42,
+    haystack: opt.Haystack = None,
+    haystack_offset: opt.Offset = None,
+    budget: opt.Budget = None,
 ) -> None:
     """Write RULER samples for use elsewhere."""
     given = locals()
@@ -333,7 +330,7 @@ def echo_prompts(records: list[Record], passed: dict[str, str]) -> None:
     from evalsuite import backends
     from evalsuite import show as reader
 
-    backend = backends.load(passed["model"], device=passed["device"], dtype=passed.get("dtype"))
+    backend = backends.load(passed["model"], device=passed["device"], dtype=passed.get("dtype"), given=passed)
     for record in {record.key: record for record in records}.values():
         title = f"{record.task} at {record.length}, sample {record.sample_id}"
         made = reader.prompts(record, backend, registry.resolve, task_options(passed))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from evalsuite.names import quoted, suggest
 from evalsuite.types import Backend
 from gdn2 import zoo
 from gdn2.errors import UserError
+
+if TYPE_CHECKING:
+    from gdn2.checkpoints import Options
 
 
 def names() -> dict[str, str]:
@@ -18,13 +23,38 @@ def names() -> dict[str, str]:
     return shipped | {f"scripted:{mode}": "no model: answers from a function, for trying a run" for mode in MODES}
 
 
-def load(model: str, *, device: str = "auto", dtype: str | None = None, batch_tokens: int = 8192) -> Backend:
-    """Open a model: a name of `names()`, or the directory of a checkpoint.
+def opening(given: Mapping[str, object]) -> Options:
+    """What a user said about opening a checkpoint: the options of `evalsuite.options` by their names, others ignored.
+
+    Raises:
+        UserError: `given` is not NAME=VALUE,...
+    """
+    from gdn2.checkpoints import Options
+
+    pairs = [pair.partition("=") for pair in str(given.get("given") or "").split(",") if pair.strip()]
+    if odd := [name for name, sign, value in pairs if not (name.strip() and sign and value.strip())]:
+        raise UserError(f"--set takes NAME=VALUE, separated by commas; {quoted(odd[0])} is not")
+    return Options(
+        allow_pickle_weights=bool(given.get("allow_pickle_weights")),
+        allow_bad_values=bool(given.get("allow_bad_values")),
+        tokenizer=str(given["tokenizer"]) if given.get("tokenizer") else None,
+        bos={"yes": "yes", "no": "no"}.get(str(given.get("bos")), "auto"),  # type: ignore[arg-type]
+        offline=bool(given.get("offline")),
+        values={name.strip(): value.strip() for name, _, value in pairs},
+    )
+
+
+def load(
+    model: str, *, device: str = "auto", dtype: str | None = None, batch_tokens: int = 8192,
+    given: Mapping[str, object] | None = None,
+) -> Backend:  # fmt: skip
+    """Open a model: a name of `names()`, a preset, a path, hf:OWNER/REPO[@REVISION], or transformers: before either.
 
     Args:
         device: cpu, cuda or cuda:N; auto is the first GPU, else the CPU.
         dtype: float32, bfloat16 or float16; None is the device's default.
         batch_tokens: prompt tokens read at once; bounds memory, never changes an answer.
+        given: how a checkpoint is opened; see `opening`.
 
     Raises:
         UserError: no such model or device.
@@ -34,13 +64,25 @@ def load(model: str, *, device: str = "auto", dtype: str | None = None, batch_to
         from evalsuite.backends import scripted
 
         return scripted.load(model)
-    if model not in zoo.names() and not os.path.isdir(model):
+    plain = model.removeprefix("transformers:")
+    if not plain.startswith("hf:") and plain not in zoo.names() and not os.path.exists(plain) and not _preset(model):
         raise UserError(
-            f"model {quoted(model)} is neither known nor the directory of a checkpoint; {suggest(model, names())}"
+            f"model {quoted(model)} is neither known nor a checkpoint nor hf:OWNER/REPO; {suggest(model, names())}"
         )
+    options = opening(given or {})
+    if plain != model:
+        from evalsuite.backends import hf
+
+        return hf.load(plain, device=_resolved(device), dtype=dtype, options=options)
     from evalsuite.backends import native
 
-    return native.load(model, device=_resolved(device), dtype=dtype, batch_tokens=batch_tokens)
+    return native.load(model, device=_resolved(device), dtype=dtype, batch_tokens=batch_tokens, options=options)
+
+
+def _preset(name: str) -> bool:
+    from gdn2.models import PRESETS
+
+    return name in PRESETS
 
 
 def _resolved(device: str) -> str:

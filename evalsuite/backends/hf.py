@@ -23,7 +23,7 @@ from torch import Tensor
 from evalsuite.backends.decoding import append
 from evalsuite.backends.native import windows
 from evalsuite.types import Generate, Ids, ModelInfo, Request, Response, Rolling, Tokenizer
-from gdn2.checkpoints import hub, native
+from gdn2.checkpoints import Options, hub, native
 from gdn2.checkpoints.safe import check_values, read_json
 from gdn2.checkpoints.sources import find_weights, open_source
 from gdn2.errors import CheckpointError, UserError
@@ -130,26 +130,23 @@ def _timed(response: Response, started: float) -> Response:
     return replace(response, latency_s=time.monotonic() - started)
 
 
-def load(
-    source: str, *, device: str = "cpu", dtype: str | None = None, allow_pickle: bool = False, offline: bool = False,
-    tokenizer: str | None = None,
-) -> HFBackend:  # fmt: skip
+def load(source: str, *, device: str = "cpu", dtype: str | None = None, options: Options | None = None) -> HFBackend:
     """Open a causal language model with transformers.
 
     Args:
         source: a directory, or hf:OWNER/REPO[@REVISION].
         device: "cpu", "cuda" or "cuda:N".
         dtype: "float32", "bfloat16" or "float16"; None is float32 on the CPU and bfloat16 on a GPU.
-        allow_pickle: read pytorch_model.bin where there are no safetensors.
+        options: permissions, and another tokenizer.
 
     Raises:
         UserError: transformers is not installed or too old, or the device is not there.
         CheckpointError: the checkpoint was refused.
     """
-    transformers = _library()
-    path = (
-        hub.download(source, allow_pickle=allow_pickle, offline=offline) if source.startswith("hf:") else Path(source)
-    )
+    transformers, options = _library(), options or Options()
+    allow_pickle, path = options.allow_pickle_weights, Path(source)
+    if source.startswith("hf:"):
+        path = hub.download(source, allow_pickle=allow_pickle, offline=options.offline)
     if not path.is_dir():
         raise UserError(f"no model {source!r}: not a directory, and not hf:OWNER/REPO")
     config = read_json(path / "config.json")
@@ -170,9 +167,9 @@ def load(
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
         raise CheckpointError(f"transformers cannot open {source}: {' '.join(str(error).split())[:300]}") from error
     _refuse_gaps(source, report)
-    for name, parameter in model.named_parameters():
+    for name, parameter in () if options.allow_bad_values else model.named_parameters():
         check_values(source, name, parameter)
-    own = load_tokenizer(tokenizer or path)
+    own = load_tokenizer(options.tokenizer or path, options.bos)
     name = source if source.startswith("hf:") else path.resolve().name
     model = model.to(where).eval().requires_grad_(False)
     return HFBackend(model, own, describe(model, name, digest, own))

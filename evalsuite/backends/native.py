@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,12 +21,10 @@ from evalsuite.backends.reading import CHUNK, Held, Job, Reader, Result
 from evalsuite.backends.selfcheck import first_bad_part
 from evalsuite.batching import share
 from evalsuite.types import Generate, Ids, LogLikelihood, ModelInfo, Request, Response, Rolling, Tokenizer
-from gdn2 import zoo
-from gdn2.checkpoints import native
-from gdn2.errors import CheckpointError, UserError
+from gdn2.checkpoints import Options, open_model
+from gdn2.errors import UserError
 from gdn2.kernels import choose
 from gdn2.models import Decoder
-from gdn2.tokenizer import load_tokenizer
 
 
 class NativeBackend:
@@ -198,33 +195,30 @@ def windows(ids: Ids, prefix: int, size: int | None) -> Iterator[tuple[Ids, int,
         yield stream[context:end], begin - context, stream[context + 1 : end + 1]
 
 
-def load(source: str, *, device: str = "cpu", dtype: str | None = None, batch_tokens: int = 8192) -> NativeBackend:
-    """Open a model of ours: a zoo name or the directory of a checkpoint.
+def load(
+    source: str, *, device: str = "cpu", dtype: str | None = None, batch_tokens: int = 8192,
+    options: Options | None = None,
+) -> NativeBackend:  # fmt: skip
+    """Open a model of ours: any name or path that `gdn2.checkpoints.open_model` takes.
 
     Args:
         device: "cpu", "cuda" or "cuda:N".
         dtype: "float32", "bfloat16" or "float16"; None is float32 on the CPU and bfloat16 on a GPU.
+        options: how the checkpoint is opened.
 
     Raises:
-        UserError: an unknown name or a device that is not there.
+        UserError: an unknown name, a device that is not there, or a model without a tokenizer.
         CheckpointError: the checkpoint was refused.
     """
-    directory = zoo.path(source) or Path(source)
-    if not directory.is_dir():
-        raise UserError(f"no model {source!r}: not in the zoo ({', '.join(zoo.names())}) and not a directory")
     where = torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device!r} is not there: torch sees no GPU")
     kind = getattr(torch, dtype) if dtype else torch.float32 if where.type == "cpu" else torch.bfloat16
-    model, header = native.load(directory, where, kind)
-    tokenizer = load_tokenizer(directory)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer of {source} has ids up to {tokenizer.vocab_size - 1}, "
-            f"the embedding only {model.config.vocab_size} rows"
-        )
-    name = source if zoo.path(source) else directory.resolve().name
-    return NativeBackend(model, tokenizer, describe(model, name, header.digest, tokenizer), batch_tokens)
+    loaded = open_model(source, device=where, dtype=kind, options=options)
+    if loaded.tokenizer is None:
+        raise UserError(f"{source} brings no tokenizer: give --tokenizer")
+    info = describe(loaded.model, loaded.name, loaded.digest, loaded.tokenizer)
+    return NativeBackend(loaded.model, loaded.tokenizer, info, batch_tokens)
 
 
 def describe(model: Decoder, name: str, checkpoint: str, tokenizer: Tokenizer) -> ModelInfo:

@@ -123,8 +123,8 @@ def load(path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | No
             raise CheckpointError(f"{header.path / name} does not match its sha256 in {CHECKSUMS}: damaged or changed")
     model = _on_meta(header.config)
     with safe.SafeFile(header.path / WEIGHTS) as file:
-        wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        safe.refuse_mismatches(file.path, safe.mismatches(file.tensors, wanted))
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        safe.refuse_mismatches(file.path, safe.mismatches(file.tensors, shapes))
         model.to_empty(device=device)
         with torch.no_grad():
             for name, parameter in model.named_parameters():

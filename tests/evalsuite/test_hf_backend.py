@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evalsuite.types import Decision, Generate, LogLikelihood, Prompt, Request, Response, Rolling
+from gdn2.checkpoints import Options
 from gdn2.errors import CheckpointError, UserError
 
 transformers = pytest.importorskip("transformers")
@@ -122,7 +123,7 @@ def test_state_space_models_decode_with_their_own_cache(shared: Path, tmp_path: 
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        backend = hf.load(str(source), tokenizer=str(tmp_path / "tokenizer.json"))
+        backend = hf.load(str(source), options=Options(tokenizer=str(tmp_path / "tokenizer.json")))
         ids = json.loads((source / "inputs.json").read_text())["input_ids"][0]
         ((_, response),) = backend.answer([Generate(prompt(ids), 5)])
     assert response.text == "t62 t62 t65 t65 t65"
