@@ -61,7 +61,9 @@ def add(app: typer.Typer, echo: Echo, echo_table: EchoTable) -> None:
         A shape whose results are wrong gets no times.
         """
         from evalsuite.bench import kernels as bench
+        from evalsuite.store import check_writable
 
+        check_writable(out / "bench")
         asked = bench.Asked(_names(ops) or bench.OPS, _names(mixers) or bench.MIXERS, only, peer_shapes)
         bench.check(asked, device)
         echo(_line(bench.HEADER))

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,6 +17,7 @@ from evalsuite import provenance
 from evalsuite.bench import cases, layers
 from evalsuite.bench.cases import DECODE_SEQUENCES, MIXERS, OPS, PEER_SHAPES, SHAPES, TINY, Job, Setup, Shape
 from evalsuite.bench.timing import Ceilings, Clock, Timing, alternate, ceilings, graphed, kernel_names, machine
+from evalsuite.store import write_file
 from gdn2.errors import UserError
 
 HEADER = ("op", "mixer", "shape", "ours ms", "spread", "torch ms", "fla ms", "x fla", "floor ms", "% of floor", "error")
@@ -193,14 +192,10 @@ def _device(name: str) -> Any:
 
 def write(result: dict[str, Any], folder: Path) -> Path:
     """Write the result under a name that tells kind, device and time; the file appears whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     device = "-".join(result["device"]["before"]["name"].lower().split())
     stamp = result["created_at"].replace(":", "").replace("+0000", "Z")
     path = folder / f"kernels_{device}_{stamp}.json"
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    with os.fdopen(handle, "w") as file:
-        json.dump(result, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(temporary).replace(path)
+    content = json.dumps(result, indent=1, allow_nan=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(path, content.encode())
     return path

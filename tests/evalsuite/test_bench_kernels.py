@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
-from evalsuite.bench import cases, kernels, timing
+from evalsuite.bench import cases, kernels, layers, timing
 from evalsuite.bench.cases import OPS, TINY, Job, Setup, Shape
 from evalsuite.bench.kernels import Asked
 from gdn2.errors import UserError
@@ -59,6 +60,63 @@ def test_wrong_kernels_turn_the_check_red(monkeypatch: pytest.MonkeyPatch) -> No
     for op in ("forward", "backward"):
         error, allowed = cases.operator(op, "gdn2", TINY[0], SETUP).check()
         assert error > allowed
+
+
+@pytest.mark.parametrize(("make", "module", "name"), [
+    (lambda: layers.layer("gdn2", TINY[0], SETUP), "gdn2.kernels", "delta_rule"),
+    (lambda: layers.gates("kda", TINY[0], SETUP), "gdn2.kernels.layer", "fold_gates"),
+    (lambda: layers.norm(TINY[0], SETUP), "gdn2.kernels.layer", "gated_norm"),
+    (lambda: layers.convolution(TINY[0], SETUP), "gdn2.mixers.conv", "short_conv"),
+    (lambda: cases.decode(2, TINY[0], SETUP), "gdn2.kernels", "delta_step"),
+])  # fmt: skip
+def test_every_check_sees_a_result_one_in_a_thousand_off(make, module, name, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    error, allowed = make().check()
+    assert error <= allowed
+    owner = import_module(module)
+    right = getattr(owner, name)
+
+    def scaled(x):  # type: ignore[no-untyped-def]
+        if isinstance(x, torch.Tensor):
+            return x if x.dtype == torch.float64 else x * 1.001
+        return type(x)(*map(scaled, x)) if hasattr(x, "_fields") else type(x)(map(scaled, x)) if x is not None else None
+
+    monkeypatch.setattr(owner, name, lambda *inputs, **options: scaled(right(*inputs, **options)))
+    error, allowed = make().check()
+    assert error > allowed
+
+
+def test_unwritten_outputs_are_never_right() -> None:
+    good = torch.ones(3, 4, dtype=torch.float64)
+    bad = good.clone()
+    bad[2, 3] = math.nan
+    assert cases.worst([good], [good[:, :2]], torch.float32) == (0.0, 1e-5)
+    assert cases.worst([bad], [good[:, :2]], torch.float32)[0] == math.inf
+
+
+def test_the_plan_names_each_job_once_and_keeps_to_what_was_asked() -> None:
+    names = [name for name, _ in kernels.plan(SETUP, Asked())]
+    assert len(set(names)) == len(names) == 4 * 3 + 2 + 1
+    assert [n for n, _ in kernels.plan(SETUP, Asked(ops=["norm", "decode"]))] == ["norm 2x48 H2 D16", "decode 2"]
+    gpu = Setup(torch.device("cuda"), torch.bfloat16, "triton", None)
+    forward = [name for name, _ in kernels.plan(gpu, Asked(ops=["forward"], mixers=["gdn2"], peer_shapes=True))]
+    assert forward[:3] == [f"forward gdn2 {shape} H16 D128" for shape in ("8x4096", "1x32768", "1x131072")]
+    assert len(forward) == 9 and "forward gdn2 1x8192 H96 D128" in forward
+
+
+def test_a_row_says_what_it_cost_in_words() -> None:
+    times = {"ours": timing.Timing(2.0, 1.9, 2.2, 20), "fla": timing.Timing(5.0, 4.9, 5.1, 20)}
+    row = kernels.Row("forward", "gdn2", "1x1", 1e-3, 1e-2, 0.5, 1, 1, times, {}, {"torch": "RuntimeError: too large"})
+    cells = dict(zip(kernels.HEADER, row.cells(), strict=True))
+    assert cells["ours ms"] == "2.000" and cells["spread"] == "1.900-2.200" and cells["x fla"] == "2.50"
+    assert cells["% of floor"] == "25" and cells["torch ms"].startswith("RuntimeError")
+
+
+def test_results_are_never_half_written(tmp_path: Path) -> None:
+    result = {"device": {"before": {"name": "NVIDIA H200"}}, "created_at": "2026-01-02T03:04:05+00:00", "rows": []}
+    assert kernels.write(result, tmp_path).name == "kernels_nvidia-h200_2026-01-02T030405Z.json"
+    with pytest.raises(ValueError):
+        kernels.write(result | {"created_at": "2026-01-02T03:04:06+00:00", "rows": [math.inf]}, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["kernels_nvidia-h200_2026-01-02T030405Z.json"]
 
 
 def test_a_failing_contender_is_named_and_ours_is_not_hidden() -> None:

@@ -188,6 +188,90 @@ def test_wrong_pools_and_slots_are_refused() -> None:
         run("torch", call, pool(4), None, [0, 1])
 
 
+@pytest.mark.parametrize("name", ["torch", "triton"])
+def test_a_later_token_never_changes_an_earlier_output(name) -> None:
+    call = draw(6, value_heads=4, decay="head")
+    before, _ = run(name, call, pool(1, 4), [6], None)
+    for key, x in call.items():
+        if x is not None:
+            call[key] = torch.cat([x[:4], x[4:] * -3.0 if key != "g" else x[4:] - 7.0])
+    after, _ = run(name, call, pool(1, 4), [6], None)
+    assert torch.equal(before[:4], after[:4]) and not torch.equal(before[4:], after[4:])
+
+
+@pytest.mark.parametrize("name", ["torch", "triton"])
+@pytest.mark.parametrize("poison", ["q", "k", "e", "z", "g"])
+def test_nan_stays_in_its_own_sequence(name, poison: str) -> None:
+    call = draw(6)
+    clean, clean_state = run(name, call, pool(3), [2, 2, 2], None)
+    spoilt = call[poison]
+    assert spoilt is not None
+    spoilt[2] = float("nan")
+    o, after = run(name, call, pool(3), [2, 2, 2], None)
+    assert o[2].isnan().any()
+    for rows, n in ((slice(0, 2), 0), (slice(4, 6), 2)):
+        assert torch.equal(o[rows], clean[rows]) and torch.equal(after[n], clean_state[n])
+
+
+@pytest.mark.parametrize("name", ["torch", "triton"])
+def test_slots_only_name_the_state(name) -> None:
+    call, state = draw(4), pool(4)
+    plain_o, plain = run(name, call, state, None, None)
+    order = [2, 0, 3, 1]
+    place = torch.tensor(order)
+    moved = torch.empty_like(state)
+    moved[place] = state
+    o, after = run(name, call, moved, None, order)
+    assert torch.equal(o, plain_o) and torch.equal(after[place], plain)
+
+
+@pytest.mark.parametrize("name", ["reference", "torch", "triton"])
+def test_nothing_to_do_changes_nothing(name) -> None:
+    state = pool(2)
+    for lengths, slots in (([0, 0], None), ([0, 0], [1, 0]), ([], [])):
+        o, after = run(name, draw(0), state, lengths, slots)
+        assert o.shape == (0, 2, 16) and torch.equal(after, state.float())
+    o, after = run(name, draw(2), state, None, [-1, -1])
+    assert not o.any() and torch.equal(after, state.float())
+
+
+@pytest.mark.parametrize("name", ["torch", "triton"])
+@pytest.mark.parametrize("key", [16, 60, 256])
+def test_zero_and_duplicate_keys_with_the_strongest_erase(name, key: int) -> None:
+    call = draw(5, key=key)
+    assert call["k"] is not None
+    call["k"][1:4] = call["k"][0]
+    call["k"][4] = 0.0
+    call["e"], call["g"] = 2.0 * call["k"], torch.zeros(5, 2, key, dtype=torch.float64)
+    state = pool(1, key=key)
+    want_o, want_state = run("reference", call, state, [5], None, torch.float64)
+    o, after = run(name, call, state, [5], None)
+    assert error(o, want_o) < 2e-6 and error(after, want_state) < 2e-6
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (64, 64), (128, 128), (256, 256), (60, 100), (192, 240), (4, 8)])
+def test_tiles_depend_on_widths_alone_and_cover_them(shape: tuple[int, int]) -> None:
+    from gdn2.kernels.triton.decode import tiles
+
+    chosen = tiles(*shape)
+    assert chosen["BK"] >= shape[0] and chosen["BV"] >= 8
+    assert chosen["BK"] * chosen["BV"] <= 8192, "a program's tile must stay in registers"
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"dtype": torch.float64}, "float32 or bfloat16"), ({"key": 300}, "up to 256"), ({"step": 2}, "contiguous"),
+])  # fmt: skip
+def test_the_kernel_refuses_pools_it_cannot_serve(changes: dict, message: str) -> None:
+    from gdn2.kernels.triton.decode import delta_tokens as kernel
+
+    key = changes.get("key", 16)
+    call = cast(draw(2, key=key), torch.float32)
+    state = pool(2 * changes.get("step", 1), key=key).to(changes.get("dtype", torch.float32))[:: changes.get("step", 1)]
+    assert call["q"] is not None and call["k"] is not None and call["z"] is not None
+    with pytest.raises(ValueError, match=message):
+        kernel(call["q"], call["k"], call["e"], call["z"], call["g"], state, None, None)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_model_shape_in_bf16_and_graph_replay() -> None:
