@@ -44,14 +44,20 @@ class HFBackend:
 
     def __init__(self, model: Any, tokenizer: Tokenizer, info: ModelInfo) -> None:
         self.model, self.tokenizer, self.info = model, tokenizer, info
-        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        accepted = inspect.signature(model.forward).parameters
+        self._keeps = "logits_to_keep" in accepted
+        # Caches have a name of their own in the state-space models.
+        self._cache = "cache_params" if "cache_params" in accepted else "past_key_values"
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
         """Answer in order; see `evalsuite.types.Backend`."""
         for index, request in enumerate(requests):
             started = time.monotonic()
-            with torch.inference_mode():  # never across a yield
-                response = self._one(request)
+            try:
+                with torch.inference_mode():  # never across a yield
+                    response = self._one(request)
+            except (UserError, torch.OutOfMemoryError) as error:
+                response = Response(ended="error", error=" ".join(str(error).split())[:300])
             yield index, _timed(response, started)
 
     def _one(self, request: Request) -> Response:
@@ -86,12 +92,8 @@ class HFBackend:
         """Logits [keep, V] of the last tokens in fp32, and the cache."""
         tensor = torch.tensor([[int(i) for i in ids]], device=self.model.device)
         options = {"logits_to_keep": keep} if self._keeps else {}
-        # Caches have a name of their own in the state-space models.
-        name = (
-            "cache_params" if "cache_params" in inspect.signature(self.model.forward).parameters else "past_key_values"
-        )
-        out = self.model(input_ids=tensor, use_cache=True, **{name: past}, **options)
-        return out.logits[0, -keep:].float(), getattr(out, name)
+        out = self.model(input_ids=tensor, use_cache=True, **{self._cache: past}, **options)
+        return out.logits[0, -keep:].float(), getattr(out, self._cache)
 
     def _logprobs(self, ids: Sequence[int] | Ids, targets: Ids) -> tuple[Tensor, bool]:
         """Log-probabilities [n] of the n targets after the last n tokens, and whether each is the most likely."""

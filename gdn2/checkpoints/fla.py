@@ -11,9 +11,8 @@ from typing import Any
 
 from gdn2.checkpoints.fields import Fields, Values
 from gdn2.checkpoints.safe import TensorInfo
-from gdn2.checkpoints.tables import LayerNames, Table, build_table
+from gdn2.checkpoints.tables import LayerNames, Table, build_table, mixer_config
 from gdn2.errors import CheckpointError
-from gdn2.mixers import REGISTRY
 from gdn2.mixers.attention import AttentionConfig
 from gdn2.models import Decoder, ModelConfig
 
@@ -163,7 +162,13 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     names = list(dict.fromkeys(config.pattern))
     kinds = {config.mixers[name]["mixer"]: name for name in names}
     main = [kind for kind in kinds if kind != "attention"] or ["attention"]
-    if len(main) != 1 or len(kinds) != len(names) or main[0] not in MIXERS.values() or config.d_ff is None:
+    if (
+        len(main) != 1
+        or len(kinds) != len(names)
+        or main[0] not in MIXERS.values()
+        or config.d_ff is None
+        or config.post_norm
+    ):
         raise CheckpointError(f"fla has no model of {', '.join(names)} layers{'' if config.d_ff else ' without MLP'}")
     model_type = {mixer: kind for kind, mixer in MIXERS.items()}[main[0]]
     out: dict[str, Any] = {
@@ -174,16 +179,15 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     if model_type in ARCHITECTURES:
         out["architectures"] = [ARCHITECTURES[model_type]]
     if main[0] != "attention":
-        out |= _describe_mixer(main[0], config.mixers[kinds[main[0]]], config)
+        out |= _describe_mixer(main[0], kinds[main[0]], config)
     if "attention" in kinds:
-        softmax = _describe_attention(config.mixers[kinds["attention"]], config.d_model)
+        softmax = _describe_attention(mixer_config(config, kinds["attention"]), config.d_model)
         layers = [i for i, name in enumerate(config.pattern) if name == kinds["attention"]]
         out |= softmax if main[0] == "attention" else {"attn": {"layers": layers, **softmax}}
     return out
 
 
-def _describe_attention(given: Mapping[str, Any], d_model: int) -> dict[str, Any]:
-    o = AttentionConfig(d_model=d_model, **{k: v for k, v in given.items() if k != "mixer"})
+def _describe_attention(o: AttentionConfig, d_model: int) -> dict[str, Any]:
     plain = (o.rotated == o.d_head, not o.rotary_bf16, not o.out_bias, not o.conv_taps, not o.gate)
     normed = o.qk_norm == "none" or (o.qk_norm == "head" and o.norm_eps == QK_NORM_EPS)
     if o.n_heads * o.d_head != d_model or not all(plain) or not normed:
@@ -196,8 +200,8 @@ def _describe_attention(given: Mapping[str, Any], d_model: int) -> dict[str, Any
     }  # fmt: skip
 
 
-def _describe_mixer(kind: str, given: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
-    o = REGISTRY[kind][1](d_model=config.d_model, **{k: v for k, v in given.items() if k != "mixer"})
+def _describe_mixer(kind: str, name: str, config: ModelConfig) -> dict[str, Any]:
+    o = mixer_config(config, name)
     if o.norm_eps != config.norm_eps:
         raise CheckpointError(
             f"fla has one norm_eps; this model has {config.norm_eps} in blocks, {o.norm_eps} in {kind}"

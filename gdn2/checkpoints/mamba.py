@@ -14,7 +14,7 @@ from typing import Any
 from gdn2.checkpoints.fields import Fields, Values
 from gdn2.checkpoints.safe import TensorInfo
 from gdn2.checkpoints.sources import Source
-from gdn2.checkpoints.tables import Entry, LayerNames, Table, build_table, rows
+from gdn2.checkpoints.tables import Entry, LayerNames, Table, build_table, mixer_config, rows
 from gdn2.errors import CheckpointError, UserError
 from gdn2.models import Decoder, ModelConfig
 
@@ -109,9 +109,9 @@ def refuse_constant_a(source: Source, model: Decoder) -> None:
     """
     spreads: dict[str, list[float]] = {"A": [], "v": []}
     count = 0
-    for i, layer in enumerate(model.blocks()):
+    for i in range(model.config.n_layers):
         weight = source.read(f"backbone.layers.{i}.mixer.in_proj.weight").float()
-        parts = weight.split(layer.mixer.config.parts)  # type: ignore[union-attr]
+        parts = weight.split(mixer_config(model.config, "mamba3").parts)
         spreads["A"].append(parts[5].std().item())
         spreads["v"].append(parts[1].std().item())
         count = parts[5].numel()

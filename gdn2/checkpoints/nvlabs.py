@@ -18,8 +18,11 @@ from torch import Tensor
 
 from gdn2.checkpoints.fields import Values
 from gdn2.checkpoints.safe import Shape, TensorInfo
-from gdn2.checkpoints.tables import Entry, LayerNames, Table, build_table
+from gdn2.checkpoints.tables import Entry, LayerNames, Table, build_table, mixer_config
 from gdn2.errors import CheckpointError
+from gdn2.mixers.attention import AttentionConfig
+from gdn2.mixers.gdn import GDNConfig
+from gdn2.mixers.gdn2 import GDN2Config
 from gdn2.models import Decoder, ModelConfig
 
 ATTENTION_WIDTH = 128  # head_size of every published configuration
@@ -151,7 +154,7 @@ def table(model: Decoder) -> Table:
         options = model.config.mixers[kind]
         prefix = f"transformer.h.{i}."
         if options["mixer"] == "attention":
-            layers.append(LayerNames(prefix, ATTENTION, (_fused_qkv(options),)))
+            layers.append(LayerNames(prefix, ATTENTION, (_fused_qkv(mixer_config(model.config, kind)),)))
         elif options["mixer"] == "gdn2":
             layers.append(LayerNames(prefix, GDN2))
         elif options["mixer"] == "gdn" and options.get("beta_bias"):
@@ -169,16 +172,7 @@ def write(model: Decoder) -> dict[str, Tensor]:
     Raises:
         CheckpointError: their code has no such model.
     """
-    config = model.config
-    kinds = {config.mixers[kind]["mixer"] for kind in config.pattern}
-    if config.d_ff is None or len(kinds - {"attention"}) != 1:
-        raise CheckpointError(f"the authors' code has no model of {', '.join(sorted(kinds))} layers with this MLP")
-    for kind in set(config.pattern):
-        options = config.mixers[kind]
-        if options["mixer"] == "gdn2" and options.get("gate", "silu") != "silu":
-            raise CheckpointError("the authors' GDN-2 has a SiLU output gate and this model a sigmoid")
-        if options.get("scalar_erase") or options.get("scalar_write"):
-            raise CheckpointError("the authors' GDN-2 has no scalar erase or write gate")
+    _refuse_foreign(model.config)
     names = table(model)
     tensors = names.save(model)
     tensors |= {copy: tensors[original] for copy, original in names.copies.items()}
@@ -188,25 +182,47 @@ def write(model: Decoder) -> dict[str, Tensor]:
     return tensors
 
 
+def _refuse_foreign(config: ModelConfig) -> None:
+    """Refuse what their code would compute differently."""
+    names = list(dict.fromkeys(config.pattern))
+    kinds = {config.mixers[name]["mixer"] for name in names}
+    if config.d_ff is None or config.post_norm or len(names) != len(kinds) or len(kinds - {"attention"}) != 1:
+        raise CheckpointError(f"the authors' code has no model of {', '.join(names)} layers like this one")
+    for name in names:
+        o = mixer_config(config, name)
+        if isinstance(o, AttentionConfig):
+            extra = (o.qkv_bias, o.out_bias, o.conv_taps, o.gate, o.qk_norm != "none", o.rotated != o.d_head)
+            if any(extra) or o.window is None:
+                raise CheckpointError("the authors' attention is plain: a window, full rotary, no bias, norm or gate")
+        elif o.gate != "silu":
+            raise CheckpointError("the authors' code has a SiLU output gate and this model a sigmoid")
+        elif isinstance(o, GDN2Config) and (o.scalar_erase or o.scalar_write):
+            raise CheckpointError("the authors' GDN-2 has no scalar erase or write gate")
+        elif isinstance(o, GDNConfig) and o.beta_max != 1:
+            raise CheckpointError("the authors' first version has no negative eigenvalues")
+
+
 def unsaid(config: ModelConfig) -> tuple[str, ...]:
     """Values that the file cannot hold and that differ from the published ones, as NAME=VALUE."""
+    first = any(config.mixers[name]["mixer"] == "gdn" for name in config.pattern)
     out = [] if config.norm_eps == 1e-5 else [f"norm_eps={config.norm_eps}"]
-    for kind in dict.fromkeys(config.pattern):
-        options = config.mixers[kind]
-        if options["mixer"] == "attention":
-            heads = options["n_heads"]
-            out += [f"window={options['window']}", f"rope_base={options.get('rotary_base', 10000.0)}"]
-            out += [] if config.d_model == ATTENTION_WIDTH * heads else [f"attention_heads={heads}"]
+    if config.tied != first:
+        out.append(f"tied={'yes' if config.tied else 'no'}")
+    for name in dict.fromkeys(config.pattern):
+        o = mixer_config(config, name)
+        if isinstance(o, AttentionConfig):
+            out += [f"window={o.window}", f"rope_base={o.rotary_base}"]
+            out += [] if config.d_model == ATTENTION_WIDTH * o.n_heads else [f"attention_heads={o.n_heads}"]
+            out += [] if o.rotary_bf16 == first else [f"rotary={'bf16' if o.rotary_bf16 else 'fp32'}"]
         else:
-            eps = options.get("norm_eps", 1e-5)
-            out += [] if eps == 1e-5 else [f"mixer_norm_eps={eps}"]
-            out += ["negative_eigenvalues=yes"] if options.get("erase_max") == 2 else []
+            out += [] if o.norm_eps == 1e-5 else [f"mixer_norm_eps={o.norm_eps}"]
+            out += ["negative_eigenvalues=yes"] if isinstance(o, GDN2Config) and o.erase_max == 2 else []
     return tuple(out)
 
 
-def _fused_qkv(options: Mapping[str, Any]) -> Entry:
+def _fused_qkv(o: AttentionConfig) -> Entry:
     """Rows of attn.weight by group: the group's q heads, its k head, its v head, P rows each."""
-    heads, groups, width = options["n_heads"], options["n_kv_heads"] or options["n_heads"], options["d_head"]
+    heads, groups, width = o.n_heads, o.kv_heads, o.d_head
     each = heads // groups
 
     def load(fused: Tensor) -> tuple[Tensor, ...]:

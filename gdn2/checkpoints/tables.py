@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from gdn2.checkpoints.safe import Shape, check_values, mismatches, refuse_mismatches
 from gdn2.checkpoints.sources import Source
 from gdn2.errors import CheckpointError
+from gdn2.mixers import REGISTRY
 from gdn2.models import Decoder, ModelConfig
 from gdn2.models.decoder import FP32_PARAMETERS
 
@@ -153,6 +155,12 @@ def build_table(
     ignored = frozenset(names.prefix + name for names in layers for name in names.ignored)
     copies = {tied_copy: top["embed.weight"]} if model.config.tied and tied_copy else {}
     return Table(entries, ignored, copies)
+
+
+def mixer_config(config: ModelConfig, name: str) -> Any:
+    """The options of the layers called `name`, defaults filled in."""
+    options = dict(config.mixers[name])
+    return REGISTRY[options.pop("mixer")][1](d_model=config.d_model, **options)
 
 
 def on_meta(config: ModelConfig, where: object) -> Decoder:

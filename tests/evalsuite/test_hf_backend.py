@@ -108,7 +108,8 @@ def test_an_answer_depends_on_no_other(directory: Path) -> None:
 
 def test_prompts_beyond_the_window_are_cut_and_counted(directory: Path) -> None:
     ids = [2 + i % 40 for i in range(80)]
-    (response,) = answers(directory, [Generate(prompt(ids), 4)])
+    response, hopeless = answers(directory, [Generate(prompt(ids), 4), Generate(prompt(ids), 64)])
+    assert (hopeless.ended, hopeless.error) == ("error", "64 tokens of answer leave no room for a prompt in 64 tokens")
     assert response.truncated == 80 + 4 - 64
     assert response.text == answers(directory, [Generate(prompt(ids[20:]), 4)])[0].text
 

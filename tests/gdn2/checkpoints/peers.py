@@ -224,7 +224,7 @@ MAMBA2_ATTENTION = {
 MAMBA3_MIMO = {
     **MAMBA2_ATTENTION, "d_intermediate": 0, "n_layer": 2, "attn_layer_idx": [], "attn_cfg": {},
     "ssm_cfg": {
-        "layer": "Mamba3", "d_state": 8, "headdim": 16, "is_mimo": True, "mimo_rank": 3, "is_outproj_norm": True,
+        "layer": "Mamba3", "d_state": 8, "headdim": 16, "is_mimo": True, "mimo_rank": 4, "is_outproj_norm": True,
     },
 }  # fmt: skip
 TRANSFORMERPP = {

@@ -129,7 +129,7 @@ def test_gdn2_goes_to_fla_only_with_its_sigmoid_gate(tmp_path: Path, tokenizer: 
         ({"gate": "sigmoid", "norm_eps": 1e-3}, "fla", "fla has one norm_eps; this model has 0.001 in blocks"),
         ({"gate": "sigmoid", "scalar_erase": True}, "fla", "no scalar erase"),
         ({"scalar_erase": True}, "nvlabs", "no scalar erase"),
-        ({"d_ff": None}, "nvlabs", "no model of attention, gdn2 layers"),
+        ({"d_ff": None}, "nvlabs", "no model of gdn2, window layers"),
         ({"d_ff": None, "gate": "sigmoid"}, "fla", "without MLP"),
     ],
 )

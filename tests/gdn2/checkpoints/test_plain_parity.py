@@ -60,7 +60,7 @@ def test_fla_mamba3_has_mamba_ssm_layers_with_softplus(tmp_path: Path) -> None:
     save_file({n: t.clone() for n, t in renamed.items() if n != "lm_head.weight"}, tmp_path / "model.safetensors")
     config = {
         "model_type": "mamba3", "hidden_size": peers.D, "vocab_size": 96, "num_hidden_layers": 2, "expand": 2,
-        "head_dim": 16, "state_size": 8, "is_mimo": True, "mimo_rank": 3, "is_outproj_norm": True,
+        "head_dim": 16, "state_size": 8, "is_mimo": True, "mimo_rank": 4, "is_outproj_norm": True,
         "tie_word_embeddings": True,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -61,7 +61,7 @@ def peer(name: str) -> Any:
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             spread = 0.4 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
-            parameter.add_(torch.randn_like(parameter) * (0.3 if key.endswith("A_log") else spread * 0.5))
+            parameter.add_(torch.randn_like(parameter) * (0.3 if key.endswith("A_log") else spread * 0.35))
     return model.eval()
 
 
