@@ -21,22 +21,22 @@ from gdn2.kernels.triton.forward import (
     HEAD,
     REACH,
     between,
-    ends_decay,
     gate_ends,
     halves,
+    key_factors,
     load_decays,
     load_gate,
     load_rows,
     load_state,
-    pair_decay,
-    places,
+    onwards,
     product,
     same_token,
-    since_sixteen,
-    sixteenth_decay,
     square,
     store_rows,
     store_state,
+    sums,
+    through,
+    to_middle,
 )
 
 
@@ -159,76 +159,52 @@ def through_state(
 
 
 @triton.jit
-def add_near(
-    dq, de, dk, q, k, e, mask, daqk, dt, f, fk, pairs,
-    C: tl.constexpr, B: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add the selected pairs to the gradients; the mirror of `add_scores`, daqk and dt being pointers too."""
-    wide = tl.reshape(f, [C, B])
-    k_ = tl.load(k, mask=mask, other=0.0)
-    a = tl.where(pairs, tl.load(daqk), 0.0).to(k_.dtype)
-    kf = tl.reshape((k_ * fk).to(k_.dtype), [C, B])
-    dq += wide * product(a, kf, PRECISION)
-    qf = tl.reshape((tl.load(q, mask=mask, other=0.0) * f).to(k_.dtype), [C, B])
-    near = product(tl.trans(a), qf, PRECISION)
-    if ERASE:
-        a = tl.where(pairs, tl.load(dt), 0.0).to(k_.dtype)
-        de += wide * product(a, kf, PRECISION)
-        ef = tl.reshape((tl.load(e, mask=mask, other=0.0) * f).to(k_.dtype), [C, B])
-        near += product(tl.trans(a), ef, PRECISION)
-    dk += tl.reshape(fk, [C, B]) * near
-    return dq, de, dk
-
-
-@triton.jit
 def near_channel(
-    q, k, e, g, daqk, dt, row0, rows, chunk, head,
-    col0, H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, B: tl.constexpr,
-    C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+    q_, k_, e_, g_, daqk, dt,
+    C: tl.constexpr, B: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients [C, B] of q, e and k from the pairs of one chunk with decay between them: `channel_scores` mirrored."""
+    """Gradients [C, B] of q, e and k from the pairs of one chunk with decay between them: `channel_scores` mirrored.
+
+    daqk and dt are pointers to [C, C] tiles.
+    """
+    operand: tl.constexpr = k_.dtype
     dq = tl.zeros([C, B], dtype=tl.float32)
     de = tl.zeros([C, B], dtype=tl.float32)
     dk = tl.zeros([C, B], dtype=tl.float32)
-    hg = head // (HV // HG)
-    down, up, total = load_decays(g, row0, rows, hg, HG, K, col0, C, B)
-    at, mask = places(row0, rows, head // (HV // H), H, K, col0, C, B)
-    at_e, _ = places(row0, rows, head // (HV // HE), HE, K, col0, C, B)
-    q += at
-    k += at
-    e += at_e
-    a = square(daqk, chunk, head, HV, C)
-    d = square(dt, chunk, head, HV, C)
     r = tl.arange(0, C)
     apart = same_token(C, RANK) == 0
-    inside = since_sixteen(down, total, C)
+    inside = sums(through(16, C), g_, operand, PRECISION)
     f = tl.exp2(inside)
-    k_ = tl.load(k, mask=mask, other=0.0)
-    qf = tl.reshape((tl.load(q, mask=mask, other=0.0) * f).to(k_.dtype), [C, B])
-    ef = tl.reshape((tl.load(e, mask=mask, other=0.0) * f).to(k_.dtype), [C, B]) if ERASE else qf
+    qf = (q_ * f).to(operand)
+    ef = (e_ * f).to(operand)
     for i in range(0, C // 16):
         pairs = (r // 16 == i)[:, None] & (r[:, None] > r[None, :]) & apart
-        fk = sixteenth_decay(up, total, inside, i, C, DIRECT)
-        kf = tl.reshape((k_ * fk).to(k_.dtype), [C, B])
-        x = tl.where(pairs, tl.load(a), 0.0).to(k_.dtype)
+        fk = key_factors(g_, i, operand, C, DIRECT, PRECISION)
+        kf = (k_ * fk).to(operand)
+        x = tl.where(pairs, tl.load(daqk), 0.0).to(operand)
         dq = tl.dot(x, kf, dq, input_precision=PRECISION)
         near = product(tl.trans(x), qf, PRECISION)
         if ERASE:
-            x = tl.where(pairs, tl.load(d), 0.0).to(k_.dtype)
+            x = tl.where(pairs, tl.load(dt), 0.0).to(operand)
             de = tl.dot(x, kf, de, input_precision=PRECISION)
             near = tl.dot(tl.trans(x), ef, near, input_precision=PRECISION)
-        dk += tl.reshape(fk, [C, B]) * near
-    dq *= tl.reshape(f, [C, B])
-    de *= tl.reshape(f, [C, B])
-    if DIRECT:
-        rest = tl.where(inside > -REACH, 0.0, 1.0)
-    else:
-        rest = tl.full(inside.shape, 1.0, dtype=tl.float32)
-    if tl.max(tl.max(tl.max(rest, 2), 1), 0) > 0:
+        dk += fk * near
+    dq *= f
+    de *= f
+    rest = tl.where(inside > -REACH, 0.0, 1.0) if DIRECT else tl.full(inside.shape, 1.0, dtype=tl.float32)
+    if tl.max(tl.max(rest, 1), 0) > 0:
         for level in range(0, 4):
-            f = pair_decay(g, row0, rows, hg, HG, K, col0, down, up, total, level, C, B)
-            pairs = halves(level, C) & apart
-            dq, de, dk = add_near(dq, de, dk, q, k, e, mask, a, d, f, f * rest, pairs, C, B, ERASE, PRECISION)
+            f = tl.exp2(sums(to_middle(level, C), g_, operand, PRECISION))
+            kf = (k_ * (f * rest)).to(operand)
+            x = tl.where(halves(level, C) & apart, tl.load(daqk), 0.0).to(operand)
+            dq += f * product(x, kf, PRECISION)
+            near = product(tl.trans(x), (q_ * f).to(operand), PRECISION)
+            if ERASE:
+                x = tl.where(halves(level, C) & apart, tl.load(dt), 0.0).to(operand)
+                de += f * product(x, kf, PRECISION)
+                near = tl.dot(tl.trans(x), (e_ * f).to(operand), near, input_precision=PRECISION)
+            dk += (f * rest) * near
     return dq, de, dk
 
 
@@ -254,18 +230,21 @@ def inputs_kernel(
     row0 = tl.load(chunk_row + chunk)
     rows = tl.load(chunk_rows + chunk)
     if DECAY == CHANNEL:
+        g_ = load_decays(g, row0, rows, head // (HV // HG), HG, K, col0, C, B)
+        q_ = load_rows(q, row0, rows, head // (HV // H), H, K, col0, C, B)
+        k_ = load_rows(k, row0, rows, head // (HV // H), H, K, col0, C, B)
+        e_ = load_rows(e, row0, rows, head // (HV // HE), HE, K, col0, C, B) if ERASE else q_
         dq_near, de_near, dk_near = near_channel(
-            q, k, e, g, daqk, dt, row0, rows, chunk, head, col0, H, HE, HG, HV, K, B, C, RANK, ERASE, DIRECT, PRECISION
-        )
+            q_, k_, e_, g_, square(daqk, chunk, head, HV, C), square(dt, chunk, head, HV, C),
+            C, B, RANK, ERASE, DIRECT, PRECISION,
+        )  # fmt: skip
     dq_, de_, dk_, dwhole = through_state(
         do, dz, written, states, dstates, row0, rows, chunk, head, col0, HV, K, V, B, BV, C, ERASE, PRECISION
     )
     if DECAY == CHANNEL:
-        down, up, total = load_decays(g, row0, rows, head // (HV // HG), HG, K, col0, C, B)
-        gamma, tail = ends_decay(down, up, total, C)
-        gamma = tl.reshape(gamma, [C, B])
-        tail = tl.reshape(tail, [C, B])
-        dwhole *= tl.exp2(tl.sum(total, 0))
+        gamma = tl.exp2(sums(through(C, C), g_, k_.dtype, PRECISION))
+        tail = tl.exp2(sums(onwards(C), g_, k_.dtype, PRECISION))
+        dwhole *= tl.exp2(tl.sum(g_, 0))
     if DECAY == HEAD:
         gamma, tail = gate_ends(g, row0, rows, head // (HV // HG), HG, C)
         dwhole *= tl.sum(tl.where(tl.arange(0, C) == C - 1, gamma, 0.0), 0)

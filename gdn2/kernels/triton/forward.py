@@ -3,16 +3,18 @@
 `scores_kernel`, one program a (chunk, head), everything that does not depend on the state:
 
     Aqk = visible part of q_r . (decay(s -> r) * k_s)      T = earlier part of e_r . (decay(s -> r) * k_s)
-    A   = (I + T)^-1                                       and, with per-channel decay, gamma * q, gamma * e, tail * k
+    A   = (I + T)^-1                                       and, per channel, gamma * q, gamma * e and tail * k
 
-`carry_kernel`, one program a (segment, value head, tile of V), the state in registers (arXiv 2605.22791, Eq. 23-25, 35):
+`carry_kernel`, one program a (segment, value head, tile of V), the state in registers (arXiv 2605.22791, Eq. 23-25):
 
     R = A (Z - (gamma * E) S)     O = (gamma * Q) S + Aqk R     S <- gamma_C * S + (tail * K)^T R
 
-Decays are exact at any strength: a pair (s, r) is anchored at the middle of the smallest aligned block of 2, 4, ..., 64
-rows that holds both, so its decay is a product of two sums of log-decays that are each <= 0 and never a difference.
+Decays are exact at any strength. Sums of log-decays run over the very rows they stand for, never as differences of
+longer sums; the decay of a pair is a product of two of them, anchored between its rows, or with the anchor before both
+where the quotient is in range (`channel_scores`).
 
-Axes: T rows of all sequences, P chunks, C rows a chunk, H key heads, Hv value heads, Hs heads of the scores, K, V widths.
+Axes: T rows of all sequences, P chunks, C rows a chunk, H key heads, Hv value heads, Hs heads of the scores, K and V
+widths.
 """
 
 import triton
@@ -76,89 +78,62 @@ def product(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def places(row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
-    """Offsets and mask [C // 4, 4, B] of the tile that `load_rows` loads, in blocks of four rows."""
-    r = 4 * tl.arange(0, C // 4)[:, None, None] + tl.arange(0, 4)[None, :, None]
-    col = col0 + tl.arange(0, B)[None, None, :]
-    return (row0 + r).to(tl.int64) * (heads * width) + head * width + col, (r < rows) & (col < width)
-
-
-@triton.jit
-def beside(g, at, rows, stride, width, col0, SHIFT: tl.constexpr, C: tl.constexpr, B: tl.constexpr):
-    """log2-decays of the row SHIFT further in the same block of four, zero outside it [C // 4, 4, B]."""
-    i = tl.arange(0, 4)[None, :, None] + SHIFT
-    r = 4 * tl.arange(0, C // 4)[:, None, None] + i
-    col = col0 + tl.arange(0, B)[None, None, :]
-    x = tl.load(g + at + SHIFT * stride, mask=(i >= 0) & (i < 4) & (r < rows) & (col < width), other=0.0)
-    return tl.maximum(x * LOG2E, FORGET)
-
-
-@triton.jit
 def load_decays(g, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
-    """Sums of log2-decays in blocks of four rows: through each row, after each row [C // 4, 4, B]; all [C // 4, B].
-
-    Neighbours are loaded again (from the cache) rather than passed between threads.
-    """
-    at, mask = places(row0, rows, head, heads, width, col0, C, B)
-    s = heads * width
-    own = tl.maximum(tl.load(g + at, mask=mask, other=0.0) * LOG2E, FORGET)
-    before = beside(g, at, rows, s, width, col0, -2, C, B) + beside(g, at, rows, s, width, col0, -3, C, B)
-    behind = beside(g, at, rows, s, width, col0, 2, C, B) + beside(g, at, rows, s, width, col0, 3, C, B)
-    down = own + (beside(g, at, rows, s, width, col0, -1, C, B) + before)
-    return down, beside(g, at, rows, s, width, col0, 1, C, B) + behind, tl.sum(own, 1)
+    """log2-decays [C, B], zero past the chunk's rows."""
+    return tl.maximum(load_rows(g, row0, rows, head, heads, width, col0, C, B) * LOG2E, FORGET)
 
 
 @triton.jit
-def pair_decay(
-    g, row0, rows, head, heads, width, col0, down, up, total, level, C: tl.constexpr, B: tl.constexpr
-):  # fmt: skip
-    """Decay between each row and the middle of its aligned block of 2 ** (level + 1) rows [C // 4, 4, B].
+def sums(select, g, operand: tl.constexpr, PRECISION: tl.constexpr):
+    """select [C, C] of ones, zeros and minus ones times log2-decays g [C, B], on the tensor cores.
+
+    16-bit operands are split in two, so that 16 bits of g and more count.
+    """
+    if operand == tl.float32:
+        return tl.dot(select, g, input_precision=PRECISION, out_dtype=tl.float32)
+    else:
+        select = select.to(operand)
+        coarse = g.to(operand)
+        fine = tl.dot(select, (g - coarse).to(operand), out_dtype=tl.float32)
+        return tl.dot(select, coarse, fine, out_dtype=tl.float32)
+
+
+@triton.jit
+def through(SIZE: tl.constexpr, C: tl.constexpr):
+    """Selects, for each row, the gates from its aligned block of SIZE rows' start through the row."""
+    r = tl.arange(0, C)[:, None]
+    t = tl.arange(0, C)[None, :]
+    return tl.where((r // SIZE == t // SIZE) & (t <= r), 1.0, 0.0)
+
+
+@triton.jit
+def onwards(C: tl.constexpr):
+    """Selects, for each row, the gates after it."""
+    return tl.where(tl.arange(0, C)[None, :] > tl.arange(0, C)[:, None], 1.0, 0.0)
+
+
+@triton.jit
+def towards(i, C: tl.constexpr):
+    """Selects, for each row, the gates between it and the start of the i-th block of sixteen rows.
+
+    Inside the block itself they count backwards; later rows select nothing.
+    """
+    s = tl.arange(0, C)[:, None]
+    t = tl.arange(0, C)[None, :]
+    ahead = tl.where((t > s) & (t < 16 * i), 1.0, 0.0)
+    return tl.where((s // 16 == i) & (t >= 16 * i) & (t <= s), -1.0, ahead)
+
+
+@triton.jit
+def to_middle(level, C: tl.constexpr):
+    """Selects, for each row, the gates between it and the middle of its aligned block of 2 ** (level + 1) rows.
 
     Rows of the second half: from the middle through the row. Rows of the first half: after the row up to the middle.
     """
-    i = tl.arange(0, 4)[None, :, None]
-    b = tl.arange(0, C // 4)
-    if level < 2:  # inside blocks of four
-        at, mask = places(row0, rows, head, heads, width, col0, C, B)
-        s = heads * width
-        own = tl.maximum(tl.load(g + at, mask=mask, other=0.0) * LOG2E, FORGET)
-        next_ = beside(g, at, rows, s, width, col0, 1, C, B)
-        before = tl.where(i == 3, beside(g, at, rows, s, width, col0, -1, C, B), 0.0)
-        of_four = tl.where(i >= 2, own + before, tl.where(i == 0, next_, 0.0))
-        sums = tl.where(level == 0, tl.where(i % 2 == 1, own, 0.0), of_four)
-    else:
-        half = b >> (level - 2)
-        second = half % 2 == 1
-        nearer = tl.where(second[:, None], b[:, None] > b[None, :], b[:, None] < b[None, :])
-        of_blocks = block_sums((half[:, None] == half[None, :]) & nearer, total)
-        sums = tl.where(second[:, None, None], down, up) + of_blocks[:, None, :]
-    return tl.exp2(sums)
-
-
-@triton.jit
-def since_sixteen(down, total, C: tl.constexpr):
-    """log2-decay from the start of each block of sixteen rows through each row [C // 4, 4, B]."""
-    b = tl.arange(0, C // 4)
-    earlier = (b[:, None] // 4 == b[None, :] // 4) & (b[:, None] > b[None, :])
-    return down + block_sums(earlier, total)[:, None, :]
-
-
-@triton.jit
-def block_sums(mask, total):
-    """Sums [C // 4, B] of the blocks' totals that `mask` [C // 4, C // 4] selects, to 19 bits and more."""
-    select = tl.where(mask, 1.0, 0.0)
-    coarse = total.to(tl.bfloat16).to(tl.float32)
-    sums = tl.dot(select, coarse, input_precision="tf32", out_dtype=tl.float32)
-    return tl.dot(select, total - coarse, sums, input_precision="tf32", out_dtype=tl.float32)
-
-
-@triton.jit
-def ends_decay(down, up, total, C: tl.constexpr):
-    """Decay from the chunk's start through each row, and after each row to the chunk's end [C // 4, 4, B]."""
-    b = tl.arange(0, C // 4)
-    before = block_sums(b[:, None] > b[None, :], total)
-    behind = block_sums(b[:, None] < b[None, :], total)
-    return tl.exp2(down + before[:, None, :]), tl.exp2(up + behind[:, None, :])
+    r = tl.arange(0, C)[:, None]
+    t = tl.arange(0, C)[None, :]
+    before = tl.where((r >> level) % 2 == 1, t <= r, t > r)
+    return tl.where(((r >> level) == (t >> level)) & before, 1.0, 0.0)
 
 
 @triton.jit
@@ -206,46 +181,22 @@ def invert(t, C: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def sixteenth_decay(up, total, inside, i, C: tl.constexpr, DIRECT: tl.constexpr):
-    """Factors of k [C // 4, 4, B] for the rows of the i-th block of sixteen, from the start of that block.
+def key_factors(g, i, operand: tl.constexpr, C: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr):
+    """Factors of k [C, B] for the rows of the i-th block of sixteen, anchored at the start of that block.
 
     Earlier rows: decay after the row up to the block. Rows of the block: one over the decay since its start where that
     is in reach (DIRECT), else zero. Later rows: zero.
     """
-    b = tl.arange(0, C // 4)
-    sums = block_sums((b[None, :] > b[:, None]) & (b[None, :] < 4 * i), total)
-    own = FORGET
-    if DIRECT:
-        own = tl.where((b // 4 == i)[:, None, None] & (inside > -REACH), -inside, FORGET)
-    return tl.exp2(tl.where((b // 4 < i)[:, None, None], up + sums[:, None, :], own))
-
-
-@triton.jit
-def rows_of_sixteenth(x, i, C: tl.constexpr, B: tl.constexpr):
-    """x [C // 4, 4, B] as [C, B] with the rows outside the i-th block of sixteen zero."""
-    return tl.reshape(tl.where((tl.arange(0, C // 4) // 4 == i)[:, None, None], x, 0.0).to(x.dtype), [C, B])
-
-
-@triton.jit
-def add_scores(
-    aqk, t, q, k, e, mask, f, fk, pairs,
-    C: tl.constexpr, B: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add the selected pairs of (f * q, fk * k) and (f * e, fk * k), from pointers, to both score matrices."""
-    k_ = tl.load(k, mask=mask, other=0.0)
-    kf = tl.trans(tl.reshape((k_ * fk).to(k_.dtype), [C, B]))
-    qf = tl.reshape((tl.load(q, mask=mask, other=0.0) * f).to(k_.dtype), [C, B])
-    aqk += tl.where(pairs, product(qf, kf, PRECISION), 0.0)
-    if ERASE:
-        ef = tl.reshape((tl.load(e, mask=mask, other=0.0) * f).to(k_.dtype), [C, B])
-        t += tl.where(pairs, product(ef, kf, PRECISION), 0.0)
-    return aqk, t
+    s = tl.arange(0, C)[:, None]
+    x = sums(towards(i, C), g, operand, PRECISION)
+    reached = (s // 16 < i) | ((s // 16 == i) & (x < REACH)) if DIRECT else s // 16 < i
+    return tl.exp2(tl.where(reached, x, FORGET))
 
 
 @triton.jit
 def channel_scores(
-    aqk, t, q, k, e, g, mask, row0, rows, hg, HG, K, col0, down, up, total,
-    C: tl.constexpr, B: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+    aqk, t, q_, k_, e_, g_,
+    C: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add one tile of K to both score matrices, with per-channel decay; entries above the diagonal are meaningless.
 
@@ -254,25 +205,25 @@ def channel_scores(
     anchored in the middle of each pair's smallest block. Which way a key takes depends on gates up to its own row only,
     so a later gate never changes an earlier score.
     """
-    inside = since_sixteen(down, total, C)
+    operand: tl.constexpr = k_.dtype
+    block = (tl.arange(0, C) // 16)[:, None]
+    inside = sums(through(16, C), g_, operand, PRECISION)
     f = tl.exp2(inside)
-    k_ = tl.load(k, mask=mask, other=0.0)
-    qf = (tl.load(q, mask=mask, other=0.0) * f).to(k_.dtype)
-    ef = (tl.load(e, mask=mask, other=0.0) * f).to(k_.dtype) if ERASE else qf
+    qf = (q_ * f).to(operand)
+    ef = (e_ * f).to(operand)
     for i in range(0, C // 16):
-        fk = sixteenth_decay(up, total, inside, i, C, DIRECT)
-        kf = tl.trans(tl.reshape((k_ * fk).to(k_.dtype), [C, B]))
-        aqk = tl.dot(rows_of_sixteenth(qf, i, C, B), kf, aqk, input_precision=PRECISION)
+        kf = tl.trans((k_ * key_factors(g_, i, operand, C, DIRECT, PRECISION)).to(operand))
+        aqk = tl.dot(tl.where(block == i, qf, 0.0).to(operand), kf, aqk, input_precision=PRECISION)
         if ERASE:
-            t = tl.dot(rows_of_sixteenth(ef, i, C, B), kf, t, input_precision=PRECISION)
-    if DIRECT:
-        rest = tl.where(inside > -REACH, 0.0, 1.0)
-    else:
-        rest = tl.full(inside.shape, 1.0, dtype=tl.float32)
-    if tl.max(tl.max(tl.max(rest, 2), 1), 0) > 0:
+            t = tl.dot(tl.where(block == i, ef, 0.0).to(operand), kf, t, input_precision=PRECISION)
+    rest = tl.where(inside > -REACH, 0.0, 1.0) if DIRECT else tl.full(inside.shape, 1.0, dtype=tl.float32)
+    if tl.max(tl.max(rest, 1), 0) > 0:
         for level in range(0, 4):
-            f = pair_decay(g, row0, rows, hg, HG, K, col0, down, up, total, level, C, B)
-            aqk, t = add_scores(aqk, t, q, k, e, mask, f, f * rest, halves(level, C), C, B, ERASE, PRECISION)
+            f = tl.exp2(sums(to_middle(level, C), g_, operand, PRECISION))
+            kf = tl.trans((k_ * (f * rest)).to(operand))
+            aqk += tl.where(halves(level, C), product((q_ * f).to(operand), kf, PRECISION), 0.0)
+            if ERASE:
+                t += tl.where(halves(level, C), product((e_ * f).to(operand), kf, PRECISION), 0.0)
     return aqk, t
 
 
@@ -302,29 +253,24 @@ def scores_kernel(
     t = tl.zeros([C, C], dtype=tl.float32)
     for col0 in range(0, K, B):
         if DECAY == CHANNEL:
-            hg = head // (HS // HG)
-            down, up, total = load_decays(g, row0, rows, hg, HG, K, col0, C, B)
-            at, mask = places(row0, rows, hk, H, K, col0, C, B)
-            at_e, _ = places(row0, rows, head // (HS // HE), HE, K, col0, C, B)
-            aqk, t = channel_scores(
-                aqk, t, q + at, k + at, e + at_e, g, mask, row0, rows, hg, HG, K, col0, down, up, total,
-                C, B, ERASE, DIRECT, PRECISION,
-            )  # fmt: skip
-            gamma, tail = ends_decay(down, up, total, C)
-            to, mask = places(row0, rows, head, HS, K, col0, C, B)
-            q_ = tl.load(q + at, mask=mask, other=0.0)
-            tl.store(qg + to, (q_ * gamma).to(q_.dtype), mask=mask)
+            g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B)
+            q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
+            k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
+            e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B) if ERASE else q_
+            aqk, t = channel_scores(aqk, t, q_, k_, e_, g_, C, ERASE, DIRECT, PRECISION)
+            gamma = tl.exp2(sums(through(C, C), g_, k_.dtype, PRECISION))
+            store_rows(qg, q_ * gamma, row0, rows, head, HS, K, col0, C, B)
             if ERASE:
-                tl.store(eg + to, (tl.load(e + at_e, mask=mask, other=0.0) * gamma).to(q_.dtype), mask=mask)
-            k_ = tl.load(k + at, mask=mask, other=0.0)
-            tl.store(kt + to, (k_ * tail).to(q_.dtype), mask=mask)
+                store_rows(eg, e_ * gamma, row0, rows, head, HS, K, col0, C, B)
+            tail = tl.exp2(sums(onwards(C), g_, k_.dtype, PRECISION))
+            store_rows(kt, k_ * tail, row0, rows, head, HS, K, col0, C, B)
             col = col0 + tl.arange(0, B)
-            whole = tl.exp2(tl.sum(total, 0))
+            whole = tl.exp2(tl.sum(g_, 0))
             tl.store(decay + (chunk.to(tl.int64) * HS + head) * K + col, whole, mask=col < K)
             if RANK == 1:
-                near += tl.sum(tl.reshape(q_.to(tl.float32) * k_, [C, B]), 1)
+                near += tl.sum(q_.to(tl.float32) * k_, 1)
             else:
-                inside += product(tl.reshape(q_, [C, B]), tl.trans(tl.reshape(k_, [C, B])), PRECISION)
+                inside += product(q_, tl.trans(k_), PRECISION)
         else:
             q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
             k_ = tl.trans(load_rows(k, row0, rows, hk, H, K, col0, C, B))

@@ -210,9 +210,7 @@ def _reverse(
     return dinitial
 
 
-def _pairs(
-    call: _Call, do: Tensor, dz: Tensor, written: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _pairs(call: _Call, do: Tensor, dz: Tensor, written: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of the scores and of T [P, Hv, C, C], and of diag."""
     p, hv = call.layout.chunks, call.value_heads
     how = call.plan.pairs
