@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gdn2.kernels.triton import refuse_fp64
+
 NONE, HEAD, CHANNEL = 0, 1, 2  # width of the decay
 WIDEST = 256  # K and V
 
@@ -109,10 +111,11 @@ def delta_tokens(
         o [T, Hv, V] in z's dtype. Rows outside `cu_seqlens` are not written.
 
     Raises:
-        ValueError: a pool that is not contiguous fp32 or bf16, or K and V above 256.
+        ValueError: fp64 rows, a pool that is not contiguous fp32 or bf16, or K and V above 256.
     """
+    refuse_fp64(q, k, e, z, g)
     if state.dtype not in (torch.float32, torch.bfloat16) or not state.is_contiguous():
-        raise ValueError(f"the pool must be contiguous float32 or bfloat16, got {state.dtype}, strides {state.stride()}")
+        raise ValueError(f"the pool must be contiguous float32 or bfloat16, got {state.dtype} at {state.stride()}")
     if max(state.shape[-2:]) > WIDEST:
         raise ValueError(f"the triton implementation takes K and V up to {WIDEST}, got {list(state.shape[-2:])}")
     rows, heads, width = q.shape

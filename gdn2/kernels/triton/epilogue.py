@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gdn2.kernels.triton import refuse_fp64
+
 
 @triton.jit
 def gated_norm_kernel(
@@ -104,4 +106,5 @@ class _GatedNorm(torch.autograd.Function):
 
 def gated_norm(o: Tensor, gate: Tensor, weight: Tensor, eps: float, activation: str) -> Tensor:
     """`gdn2.kernels.layer.gated_norm` on the GPU: o, gate [T, Hv, V], weight [V]."""
+    refuse_fp64(o, gate, weight)
     return _GatedNorm.apply(o, gate, weight, eps, activation == "silu")

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gdn2.kernels.triton import refuse_fp64
 from gdn2.ragged import Ragged
 
 if TYPE_CHECKING:
@@ -216,11 +217,12 @@ class _ShortConv(torch.autograd.Function):
         t, c = x.shape
         y, new_window = torch.empty_like(x), torch.empty_like(window)
         blocks = triton.cdiv(t, CONV_TOKENS)
-        conv_kernel[(blocks + ragged.n_sequences, triton.cdiv(c, CONV_CHANNELS))](
-            x, weight, bias, window, y, new_window, ragged.cu_seqlens, ragged.sequence, ragged.position, t, c, blocks,
-            W=weight.shape[1], BT=CONV_TOKENS, BC=CONV_CHANNELS, BIAS=bias is not None, ACT=activate,
-            num_warps=1, enable_fp_fusion=True,
-        )  # fmt: skip
+        if ragged.n_sequences:
+            conv_kernel[(blocks + ragged.n_sequences, triton.cdiv(c, CONV_CHANNELS))](
+                x, weight, bias, window, y, new_window, ragged.cu_seqlens, ragged.sequence, ragged.position, t, c,
+                blocks, W=weight.shape[1], BT=CONV_TOKENS, BC=CONV_CHANNELS, BIAS=bias is not None, ACT=activate,
+                num_warps=1, enable_fp_fusion=True,
+            )  # fmt: skip
         ctx.save_for_backward(x, weight, bias, window)
         ctx.ragged, ctx.activate = ragged, activate
         ctx.mark_non_differentiable(new_window)
@@ -253,6 +255,7 @@ def short_conv(
     Returns:
         y [T, C] and the window after each sequence. Gradients reach x, weight and bias; not the windows.
     """
+    refuse_fp64(x, weight, window)
     if window.requires_grad:
         raise ValueError("the convolution kernel has no gradient for its window: pass a detached one")
     if weight.shape[1] > MOST_TAPS:
@@ -264,6 +267,7 @@ def conv_step(
     x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor, slots: Tensor | None = None, activate: bool = True
 ) -> Tensor:
     """One token for each of N sequences: x [N, C] to y [N, C]; `window` [N or slots, C, W - 1] moves on in place."""
+    refuse_fp64(x, weight, window)
     n, c = x.shape
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     assert window.is_contiguous(), "windows are updated in place: they must be contiguous"
@@ -514,4 +518,5 @@ class _Fold(torch.autograd.Function):
 
 def fold_gates(raw: Raw, gates: Gates) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """`gdn2.kernels.layer.fold_gates` on the GPU: q, k, e, z in q's dtype and g in fp32, all from one kernel."""
+    refuse_fp64(*raw)
     return _Fold.apply(gates, *raw)

@@ -258,6 +258,11 @@ def test_tiles_depend_on_widths_alone_and_cover_them(shape: tuple[int, int]) -> 
     assert chosen["BK"] * chosen["BV"] <= 8192, "a program's tile must stay in registers"
 
 
+def test_the_kernel_refuses_fp64_rows() -> None:
+    with pytest.raises(ValueError, match="float64"):
+        run("triton", draw(2), pool(2), None, None, torch.float64)
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"dtype": torch.float64}, "float32 or bfloat16"), ({"key": 300}, "up to 256"), ({"step": 2}, "contiguous"),
 ])  # fmt: skip

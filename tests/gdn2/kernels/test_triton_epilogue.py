@@ -63,6 +63,12 @@ def test_unknown_activation_is_refused() -> None:
         gated_norm(x, x, x[0, 0], 1e-5, "tanh")  # type: ignore[arg-type]
 
 
+def test_fp64_is_refused() -> None:
+    x = u(1, 1, 4).to(DEVICE)
+    with pytest.raises(ValueError, match="float64"):
+        gated_norm(x, x, x[0, 0], 1e-5, "silu", "triton")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gated_norm_at_a_models_shape_in_bf16() -> None:

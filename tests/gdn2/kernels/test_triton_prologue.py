@@ -183,6 +183,20 @@ def test_torch_twin_is_the_layer_of_the_published_equations() -> None:
     assert all(error(x, y) < 1e-12 for x, y in zip((got.q, got.k, got.e, got.z, got.g), want, strict=True))
 
 
+def test_fp64_is_refused_and_no_sequences_are_fine() -> None:
+    raw, gates = FOLDS["gdn2"]
+    with pytest.raises(ValueError, match="float64"):
+        fold_gates(raw, gates, "triton")
+    x, weight, window = (t.to(DEVICE) for t in (u(3, 8), u(8, 4), u(1, 8, 3)))
+    with pytest.raises(ValueError, match="float64"):
+        prologue.short_conv(x, weight, None, window, Ragged([3], DEVICE))
+    with pytest.raises(ValueError, match="float64"):
+        prologue.conv_step(x[:1], weight, None, window)
+    y, after = prologue.short_conv(x[:0].float(), weight.float(), None, window[:0].float(), Ragged([], DEVICE))
+    assert y.shape == (0, 8) and after.shape == (0, 8, 3)
+    assert prologue.conv_step(x[:0].float(), weight.float(), None, window[:0].float()).shape == (0, 8)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("tied", [False, True])
