@@ -478,7 +478,7 @@ class _Fold(torch.autograd.Function):
     def forward(ctx: Any, gates: Gates, *tensors: Tensor | None) -> Any:
         from gdn2.kernels.layer import Raw
 
-        raw = Raw(*(None if x is None else x.contiguous() for x in tensors))
+        raw = Raw(*(None if x is None else x.contiguous() for x in tensors))  # type: ignore[arg-type]
         t, h, width = raw.q.shape
         variant = fold_variant(raw, gates)
         q, k, z = torch.empty_like(raw.q), torch.empty_like(raw.k), torch.empty_like(raw.v)
