@@ -99,17 +99,17 @@ def sums(select, g, operand: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def through(SIZE: tl.constexpr, C: tl.constexpr):
+def through(SIZE: tl.constexpr, C: tl.constexpr, zero=0):
     """Selects, for each row, the gates from its aligned block of SIZE rows' start through the row."""
-    r = tl.arange(0, C)[:, None]
+    r = tl.arange(0, C)[:, None] + zero
     t = tl.arange(0, C)[None, :]
     return tl.where((r // SIZE == t // SIZE) & (t <= r), 1.0, 0.0)
 
 
 @triton.jit
-def onwards(C: tl.constexpr):
+def onwards(C: tl.constexpr, zero=0):
     """Selects, for each row, the gates after it."""
-    return tl.where(tl.arange(0, C)[None, :] > tl.arange(0, C)[:, None], 1.0, 0.0)
+    return tl.where(tl.arange(0, C)[None, :] > tl.arange(0, C)[:, None] + zero, 1.0, 0.0)
 
 
 @triton.jit
@@ -132,8 +132,8 @@ def to_middle(level, C: tl.constexpr):
     """
     r = tl.arange(0, C)[:, None]
     t = tl.arange(0, C)[None, :]
-    before = tl.where((r >> level) % 2 == 1, t <= r, t > r)
-    return tl.where(((r >> level) == (t >> level)) & before, 1.0, 0.0)
+    second = (r >> level) % 2 == 1
+    return tl.where(((r >> level) == (t >> level)) & ((t > r) ^ second), 1.0, 0.0)
 
 
 @triton.jit
@@ -195,7 +195,7 @@ def key_factors(g, i, operand: tl.constexpr, C: tl.constexpr, DIRECT: tl.constex
 
 @triton.jit
 def channel_scores(
-    aqk, t, q_, k_, e_, g_,
+    aqk, t, q_, k_, e_, g_, zero,
     C: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add one tile of K to both score matrices, with per-channel decay; entries above the diagonal are meaningless.
@@ -207,7 +207,7 @@ def channel_scores(
     """
     operand: tl.constexpr = k_.dtype
     block = (tl.arange(0, C) // 16)[:, None]
-    inside = sums(through(16, C), g_, operand, PRECISION)
+    inside = sums(through(16, C, zero), g_, operand, PRECISION)
     f = tl.exp2(inside)
     qf = (q_ * f).to(operand)
     ef = (e_ * f).to(operand)
@@ -257,12 +257,12 @@ def scores_kernel(
             q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
             k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
             e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B) if ERASE else q_
-            aqk, t = channel_scores(aqk, t, q_, k_, e_, g_, C, ERASE, DIRECT, PRECISION)
-            gamma = tl.exp2(sums(through(C, C), g_, k_.dtype, PRECISION))
+            zero = col0 // 4096  # known to us alone: masks hoisted out of the loop would fill the registers
+            gamma = tl.exp2(sums(through(C, C, zero), g_, k_.dtype, PRECISION))
             store_rows(qg, q_ * gamma, row0, rows, head, HS, K, col0, C, B)
             if ERASE:
                 store_rows(eg, e_ * gamma, row0, rows, head, HS, K, col0, C, B)
-            tail = tl.exp2(sums(onwards(C), g_, k_.dtype, PRECISION))
+            tail = tl.exp2(sums(onwards(C, zero), g_, k_.dtype, PRECISION))
             store_rows(kt, k_ * tail, row0, rows, head, HS, K, col0, C, B)
             col = col0 + tl.arange(0, B)
             whole = tl.exp2(tl.sum(g_, 0))
@@ -271,6 +271,7 @@ def scores_kernel(
                 near += tl.sum(q_.to(tl.float32) * k_, 1)
             else:
                 inside += product(q_, tl.trans(k_), PRECISION)
+            aqk, t = channel_scores(aqk, t, q_, k_, e_, g_, zero, C, ERASE, DIRECT, PRECISION)
         else:
             q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
             k_ = tl.trans(load_rows(k, row0, rows, hk, H, K, col0, C, B))

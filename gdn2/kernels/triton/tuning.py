@@ -68,11 +68,11 @@ def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsiz
     state = Launch(_tile(value, 32 if narrow else 64), 4, 1 if narrow else 2)
     tiles = value_heads * -(-value // state.tile)
     return Plan(
-        scores=Launch(32, 8, 1) if channel else Launch(_tile(key, 64), 4),
+        scores=Launch(32, 4, 1) if channel else Launch(_tile(key, 64), 4),
         carry=state,
         reverse=state,
         pairs=Launch(_tile(value, 64), 4),
-        inputs=Launch(32, 8, 1) if channel else Launch(_tile(key, 32), 4),
+        inputs=Launch(32, 4, 1) if channel else Launch(_tile(key, 32), 4),
         segment=SEGMENT if tiles < MULTIPROCESSORS[kind] else 0,
     )
 
