@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from gdn2.checkpoints import fla, huggingface, mamba, native, nvlabs
+from gdn2.checkpoints import falcon, fla, huggingface, mamba, native, nvlabs
 from gdn2.checkpoints.fields import Fields, Values
 from gdn2.checkpoints.safe import TensorInfo, inside, read_json, shown
 from gdn2.checkpoints.tables import Entry, Table
@@ -56,6 +56,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_5_text": _hf(huggingface.qwen, "Gated DeltaNet with full attention"),
     "olmo_hybrid": _hf(huggingface.olmo, "Gated DeltaNet with full attention"),
     "bamba": _hf(huggingface.bamba, "Mamba-2 with full attention"),
+    "falcon_h1": _hf(falcon.falcon_h1, "attention and Mamba-2 side by side in every layer"),
     "granitemoehybrid": _hf(huggingface.granite, "Mamba-2 with full attention; layers of experts are refused"),
 }
 

@@ -22,7 +22,7 @@ LINEAR, FULL = "linear_attention", "full_attention"
 OLMO_GATED_NORM_EPS = 1e-5  # fixed in their code, whatever rms_norm_eps is
 
 
-def _rope(raw: Fields, d_head: int, fraction: float) -> dict[str, Any]:
+def rotary(raw: Fields, d_head: int, fraction: float) -> dict[str, Any]:
     """Rotary options; `fraction` is what the model type rotates where the configuration is silent."""
     raw.only(rope_scaling=(None,))
     rope = raw.table("rope_parameters")
@@ -34,7 +34,8 @@ def _rope(raw: Fields, d_head: int, fraction: float) -> dict[str, Any]:
     }
 
 
-def _attention(raw: Fields, d_head: int, **options: Any) -> dict[str, Any]:
+def attention_options(raw: Fields, d_head: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Softmax attention with `options` beside the sizes that the configuration states."""
     heads = raw.integer("num_attention_heads")
     bias = raw.flag("attention_bias", False)
     return {
@@ -104,7 +105,9 @@ def qwen(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) -> Read
     eps = raw.number("rms_norm_eps", 1e-6)
     mixers = {
         "gdn": _linear(raw, gate="silu", norm_eps=eps),
-        "attention": _attention(raw, d_head, qk_norm="head", gate=True, norm_eps=eps, **_rope(raw, d_head, 0.25)),
+        "attention": attention_options(
+            raw, d_head, {"qk_norm": "head", "gate": True, "norm_eps": eps, **rotary(raw, d_head, 0.25)}
+        ),
     }
     config = _model(raw, pattern, mixers)
     merged = kind == "qwen3_next"
@@ -199,7 +202,7 @@ def bamba(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) -> Rea
     full = set(raw.integers("attn_layer_indices", []))
     pattern = tuple("attention" if i in full else "mamba2" for i in range(n))
     d_head = raw.integer("hidden_size") // raw.integer("num_attention_heads")
-    mixers = {"mamba2": _mamba(raw), "attention": _attention(raw, d_head, **_rope(raw, d_head, 0.5))}
+    mixers = {"mamba2": _mamba(raw), "attention": attention_options(raw, d_head, rotary(raw, d_head, 0.5))}
     config = _model(raw, pattern, mixers, norm_eps=raw.number("rms_norm_eps", 1e-5))
     layer = {
         "mixer_norm.weight": "input_layernorm.weight",
@@ -230,8 +233,8 @@ def granite(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) -> R
     names = {"mamba": "mamba2", LINEAR: "mamba2", "attention": "attention", FULL: "attention"}
     pattern = tuple(names[kind] for kind in raw.choices("layer_types", tuple(names), n))
     d_head = raw.integer("hidden_size") // raw.integer("num_attention_heads")
-    rotary = _rope(raw, d_head, 1.0) if raw.data.get("position_embedding_type") == "rope" else {"rotary": 0}
-    mixers = {"mamba2": _mamba(raw), "attention": _attention(raw, d_head, **rotary)}
+    turned = rotary(raw, d_head, 1.0) if raw.data.get("position_embedding_type") == "rope" else {"rotary": 0}
+    mixers = {"mamba2": _mamba(raw), "attention": attention_options(raw, d_head, turned)}
     embed, head = raw.number("embedding_multiplier", 1.0), 1 / raw.number("logits_scaling", 1.0)
     tied = raw.flag("tie_word_embeddings", False)
     config = _model(
@@ -260,21 +263,31 @@ def _granite_table(model: Decoder, factors: tuple[float, float, float, float], t
             entries += [scaled(where + name, f"mixer.{name}", query) for name in queries]
         layers.append(LayerNames(f"model.layers.{i}.", {**layer, "mixer.*": where}, entries))
     top = {"embed.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
-    if model.config.tied:
-        return build_table(model, top, layers, "lm_head.weight")
-    if not tied:
-        ends = [scaled(top["embed.weight"], "embed.weight", embed), scaled("lm_head.weight", "head.weight", head)]
-        return build_table(model, top, layers, None, ends)
+    outside, copies = ends(top["embed.weight"], "lm_head.weight", embed, head, tied, model.config.tied)
+    table = build_table(model, top, layers, None, outside)
+    return Table(table.entries, table.ignored, copies)
+
+
+def ends(
+    embedding: str, output: str, embed: float, head: float, theirs_tied: bool, ours_tied: bool
+) -> tuple[list[Entry], dict[str, str]]:
+    """Entries of embedding and output head with a factor each, and the copies there may be.
+
+    What they tie and scale by two factors are two matrices of ours.
+    """
+    if ours_tied:
+        return [Entry((embedding,), ("embed.weight",))], {output: embedding}
+    if not theirs_tied:
+        return [scaled(embedding, "embed.weight", embed), scaled(output, "head.weight", head)], {}
+    first, second = scaled(embedding, "embed.weight", embed), scaled(embedding, "head.weight", head)
 
     def load(shared: Tensor) -> tuple[Tensor, ...]:
-        return tuple((shared.float() * factor).to(shared.dtype) for factor in (embed, head))
+        return (*first.load(shared), *second.load(shared))
 
-    def save(ours: Tensor, _: Tensor) -> tuple[Tensor]:
-        return ((ours.float() / embed).to(ours.dtype),)
+    def save(ours: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+        return first.save(ours)
 
-    both = Entry((top["embed.weight"],), ("embed.weight", "head.weight"), load, save)
-    table = build_table(model, top, layers, None, [both])
-    return Table(table.entries, table.ignored, {"lm_head.weight": top["embed.weight"]})
+    return [Entry((embedding,), ("embed.weight", "head.weight"), load, save)], {output: embedding}
 
 
 # OLMo Hybrid
@@ -285,12 +298,12 @@ def olmo(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) -> Read
     pattern = _layer_types(raw)
     d_head = raw.integer("hidden_size") // raw.integer("num_attention_heads")
     rope = raw.table("rope_parameters")
-    rotary = _rope(raw, d_head, 1.0) if rope.has("rope_theta") else {"rotary": 0}
+    turned = rotary(raw, d_head, 1.0) if rope.has("rope_theta") else {"rotary": 0}
     eps = raw.number("rms_norm_eps", 1e-6)
     beta_max = 2 if raw.flag("linear_allow_neg_eigval", True) else 1
     mixers = {
         "gdn": _linear(raw, gate="silu", beta_max=beta_max, norm_eps=OLMO_GATED_NORM_EPS),
-        "attention": _attention(raw, d_head, qk_norm="all", norm_eps=eps, **rotary),
+        "attention": attention_options(raw, d_head, {"qk_norm": "all", "norm_eps": eps, **turned}),
     }
     config = _model(raw, pattern, mixers, post_norm=("attention",) if "attention" in pattern else ())
     top = {

@@ -188,21 +188,19 @@ def scaled(theirs: str, ours: str, factor: float) -> Entry:
     return Entry((theirs,), (ours,), load, save)
 
 
-def rows(theirs: str, ours: Sequence[str], sizes: Sequence[int], factors: Sequence[float] | None = None) -> Entry:
-    """One tensor of theirs that holds several of ours below each other, `sizes` rows each, multiplied by `factors`."""
+def rows(theirs: str, ours: Sequence[str], sizes: Sequence[int]) -> Entry:
+    """One tensor of theirs that holds several of ours below each other, `sizes` rows each."""
+    return Entry((theirs,), tuple(ours), lambda t: t.split(list(sizes)), lambda *parts: (torch.cat(parts),))
 
-    def load(tensor: Tensor) -> Tensors:
-        parts = tensor.split(list(sizes))
-        if factors is None:
-            return parts
-        return tuple((p.float() * f).to(p.dtype) for p, f in zip(parts, factors, strict=True))
 
-    def save(*parts: Tensor) -> Tensors:
-        if factors is not None:
-            parts = tuple((p.float() / f).to(p.dtype) for p, f in zip(parts, factors, strict=True))
-        return (torch.cat(parts),)
+def rows_of(theirs: str, ours: str, sizes: Sequence[int], factors: Sequence[float]) -> Entry:
+    """One tensor whose rows, `sizes` of them at a time, a configuration multiplies by `factors`."""
 
-    return Entry((theirs,), tuple(ours), load, save)
+    def times(tensor: Tensor, by: Sequence[float]) -> Tensor:
+        parts = tensor.float().split(list(sizes))
+        return torch.cat([part * factor for part, factor in zip(parts, by, strict=True)]).to(tensor.dtype)
+
+    return Entry((theirs,), (ours,), lambda t: (times(t, factors),), lambda t: (times(t, [1 / f for f in factors]),))
 
 
 def around_one(theirs: str, ours: str) -> Entry:

@@ -32,7 +32,7 @@ class Mixer(nn.Module, ABC):
     `implementation` names the kernels to use; None chooses from the device (see `gdn2.kernels.choose`).
     """
 
-    kind: ClassVar[str]  # "recurrent" or "attention"
+    kind: ClassVar[str]  # "recurrent", "attention", or "hybrid" for both in one layer
     implementation: Implementation | None = None
 
     @abstractmethod

@@ -30,13 +30,13 @@ def describe(config: ModelConfig) -> dict[str, int]:
         "block_params": blocks,
         "flops_per_token": sum(cost.flops_per_token + 2 * mlp for _, _, cost in layers) + 2 * table,
         "flops_per_past_token": sum(cost.flops_per_past_token for _, _, cost in layers),
-        "state_bytes": sum(cost.state_bytes for kind, _, cost in layers if kind == "recurrent"),
+        "state_bytes": sum(cost.state_bytes for kind, _, cost in layers if kind != "attention"),
     }
     for label, length in LENGTHS.items():
         out[f"cache_bytes_{label}"] = sum(
-            cost.state_bytes * min(length, window or length) // (window or 1) + cost.bytes_per_token * length
+            (cost.state_bytes * min(length, window or length) // (window or 1) if kind == "attention" else 0)
+            + cost.bytes_per_token * length
             for kind, window, cost in layers
-            if kind == "attention"
         )
     return out
 

@@ -3,15 +3,18 @@
 300 tokens in fp32, prefill and decoding, to 1e-5 of the largest logit.
 """
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gdn2.checkpoints import open_model
 from gdn2.checkpoints.tables import on_meta
+from gdn2.errors import CheckpointError
 from tests.gdn2.checkpoints import golden
 
 transformers = pytest.importorskip("transformers")
@@ -38,6 +41,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         **ATTENTION, **LINEAR, "rope_parameters": {"rope_theta": None, "rope_type": "default"},
     }),
     "bamba": ("Bamba", {**ATTENTION, **MAMBA, "attn_layer_indices": [1], "mamba_proj_bias": True}),
+    "falcon_h1": ("FalconH1", {
+        **ATTENTION, **MAMBA, "mamba_d_ssm": 48, "mamba_rms_norm": False, "tie_word_embeddings": True,
+        "lm_head_multiplier": 0.6, "embedding_multiplier": 2.5, "mlp_multipliers": [0.7, 1.4], "key_multiplier": 0.8,
+        "attention_out_multiplier": 1.2, "attention_in_multiplier": 0.9, "ssm_multipliers": [0.5, 1.5, 1.1, 0.9, 1.3],
+        "ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.75,
+    }),
+    "falcon_h1_normed": ("FalconH1", {**ATTENTION, **MAMBA, "mamba_d_ssm": 64, "mamba_rms_norm": True}),
     "granitemoehybrid": ("GraniteMoeHybrid", {
         **ATTENTION, **MAMBA, "num_local_experts": 0, "shared_intermediate_size": 40, "tie_word_embeddings": True,
         "layer_types": ["linear_attention", "full_attention", "linear_attention"], "position_embedding_type": "rope",
@@ -106,3 +116,44 @@ def test_the_table_runs_backwards(written: tuple[str, Any, Path]) -> None:
         assert set(saved) == set(source.tensors)
         for name, tensor in saved.items():
             torch.testing.assert_close(tensor, source.read(name), rtol=2e-6, atol=1e-6)
+
+
+def test_the_text_model_of_qwen3_5_is_found_in_the_whole_one(tmp_path: Path) -> None:
+    """On disk it lies beside the vision tower and the multi-token head, which are left out."""
+    model = peer("qwen3_5_text")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(tmp_path / "text")
+    tensors = load_file(tmp_path / "text" / "model.safetensors")
+    nested = {f"model.language_model.{n.removeprefix('model.')}": t for n, t in tensors.items()}
+    nested |= {"model.visual.patch_embed.weight": torch.ones(3, 2), "mtp.fc.weight": torch.ones(2, 2)}
+    text = json.loads((tmp_path / "text" / "config.json").read_text())
+    save_file(nested, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_5", "text_config": text}))
+    ids = [list(range(60))]
+    whole, alone = (golden.prefill(open_model(str(p)).model, ids)[0] for p in (tmp_path, tmp_path / "text"))
+    assert torch.equal(whole, alone)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("qwen3_next", {"num_experts": 8, "mlp_only_layers": [0]}, "num_experts must be 0: layers of experts"),
+        ("granitemoehybrid", {"num_local_experts": 4}, "num_local_experts must be 0"),
+        ("bamba", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type must be 'default'"),
+        ("bamba", {"mamba_d_head": 5}, "a divisor of 64 that agrees with mamba_d_head"),
+        ("falcon_h1", {"projectors_bias": True}, "projectors_bias must be False"),
+        ("qwen3_next", {"layer_types": ["linear_attention"]}, "layer_types must be a list of 3"),
+    ],
+)
+def test_what_we_would_compute_differently_is_refused(
+    tmp_path: Path, name: str, changes: dict[str, Any], message: str
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peer(name).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(CheckpointError) as caught:
+        open_model(str(tmp_path))
+    assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -220,7 +220,8 @@ def test_cost_is_that_of_the_built_module(name: str, options: Options) -> None:
 
 def state_bytes(mixer: Mixer, state: LayerState) -> int:
     """fp32 memories and angles, everything else at two bytes; counters are not counted."""
-    return sum(t.numel() * (4 if key in ("memory", "theta") else 2) for key, t in state.items() if key != "position")
+    kinds = [(key.rsplit(".", 1)[-1], t) for key, t in state.items()]  # without the part's name, where there is one
+    return sum(t.numel() * (4 if key in ("memory", "theta") else 2) for key, t in kinds if key != "position")
 
 
 @every

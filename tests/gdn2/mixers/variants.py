@@ -57,6 +57,14 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
             "pairing": "neighbours",
         },
     },
+    "parallel": {
+        "": {
+            "parts": {
+                "attention": {"mixer": "attention", "n_heads": 2, "d_head": 8},
+                "mamba2": {"mixer": "mamba2", "n_heads": 4, "d_head": 8, "d_state": 8},
+            }
+        },
+    },
     "attention": {
         "full": {"n_heads": 2, "d_head": 16},
         "window": {"n_heads": 2, "d_head": 16, "window": 40},
