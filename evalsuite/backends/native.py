@@ -227,9 +227,9 @@ def describe(model: Decoder, name: str, checkpoint: str, tokenizer: Tokenizer) -
     used = [config.mixers[layer]["mixer"] for layer in config.pattern]
     kinds = {layer.mixer.kind for layer in model.blocks()}
     family: Literal["recurrent", "hybrid", "transformer"] = (
-        "hybrid" if len(kinds) == 2 else "recurrent" if kinds == {"recurrent"} else "transformer"
+        "hybrid" if len(kinds) > 1 or "hybrid" in kinds else "recurrent" if kinds == {"recurrent"} else "transformer"
     )
-    recurrent = [mixer for mixer, layer in zip(used, model.blocks(), strict=True) if layer.mixer.kind == "recurrent"]
+    recurrent = [mixer for mixer, layer in zip(used, model.blocks(), strict=True) if layer.mixer.kind != "attention"]
     weight = model.embed.weight
     identity = {
         "device": weight.device.type,
