@@ -17,7 +17,7 @@ from gdn2.kernels import Implementation, delta_rule
 EXTREME = (0.0, -1e-8, -26.0, -1e4, float("-inf"))
 """Log-decays that broke kernels elsewhere: keep all, next to all, a real layer's minimum, nothing, exactly nothing."""
 
-FLOOR = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+FLOOR = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 """Relative error that is always allowed: half-precision kernels round their operands, torch does not."""
 FACTOR = 2.0
 """Beyond the floor, a kernel may err this many times as much as the torch path on the same inputs."""
