@@ -62,11 +62,12 @@ FAMILIES: dict[str, Family] = {
 
 REFUSED = {
     "mamba": "Mamba-1 has no mixer here",
-    "samba": "Samba's recurrent layers are Mamba-1, which has no mixer here",
     "kimi_linear": "its full-attention layers (MLA) and experts are not served",
     "nemotron_h": "its layers are single blocks of another shape",
     "zamba2": "its layers share an attention block",
 }
+
+NOWHERE = {"samba": "its recurrent layers are Mamba-1, and transformers has no such model"}
 
 
 def listing() -> list[tuple[str, str, str]]:
@@ -75,8 +76,9 @@ def listing() -> list[tuple[str, str, str]]:
         ("native", "", "our own: model.safetensors, config.json, tokenizer.json, checksums.json"),
         ("nvlabs", "", "the authors' .pth: GDN-2 and the first Gated DeltaNet, recurrent and hybrid"),
     ]
-    rows += [(family.format, kind, family.about) for kind, family in FAMILIES.items()]
+    rows += [(f.format, "" if kind == f.format else kind, f.about) for kind, f in FAMILIES.items()]
     rows += [("hf", kind, f"through transformers: {why}") for kind, why in REFUSED.items()]
+    rows += [("none", kind, why) for kind, why in NOWHERE.items()]
     rows.append(("hf", "(any other)", "any causal language model of transformers, as a reference: transformers:PATH"))
     return rows
 
@@ -104,6 +106,8 @@ def detect(path: Path, raw: Fields | None, tensors: Mapping[str, TensorInfo]) ->
     kind = raw.data.get("model_type")
     if isinstance(kind, str) and kind in FAMILIES:
         return kind
+    if isinstance(kind, str) and kind in NOWHERE:
+        raise CheckpointError(f"{path}: model type {kind} cannot be opened: {NOWHERE[kind]}")
     if isinstance(kind, str):
         why = REFUSED.get(kind, "no mixer of ours computes it")
         raise CheckpointError(
