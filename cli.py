@@ -99,6 +99,9 @@ def run(
     budget: opt.Budget = None,
     allow_pickle_weights: opt.Pickles = None, allow_bad_values: opt.BadValues = None, given: opt.Values = None,
     tokenizer: opt.TokenizerSource = None, bos: opt.Bos = None, offline: opt.Offline = None,
+    no_prefix_sharing: Annotated[
+        bool | None, typer.Option("--no-prefix-sharing", help="Read what prompts have in common every time.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked, and ask nothing.")] = False,
 ) -> None:  # fmt: skip
     """Evaluate a model on tasks. Safe to kill: the same command goes on where it stopped.
@@ -109,33 +112,14 @@ def run(
     refuse_unusable(passed)
 
     import tasks as registry
-    from evalsuite import backends, runfile, runner
-    from evalsuite import show as reader
-    from evalsuite.plan import Ask, check_profile, make_plan, parse_lengths
-    from evalsuite.progress import Bar, Lines
-    from evalsuite.store import check_writable, read_index
+    from evalsuite.evaluate import Asked, Voice, evaluate
 
-    ask = Ask(parse_lengths(lengths), samples, profile, seed, task_options(passed))
-    chosen = registry.resolve(tasks)
-    check_profile(chosen, profile)
-    check_writable(out / "runs")
-    backend = backends.load(model, device=device, dtype=dtype, batch_tokens=batch_tokens, given=passed)
-    plan = make_plan(backend, chosen, ask)
-    directory = out / "runs" / plan.run_id
-    if text := reader.too_long(plan):
-        warn(text)
-    if dry_run:
-        rows = plan.summary(read_index(directory, warn).done)
-        echo_table(*reader.plan_table(rows))
-        echo(reader.estimate(rows, runfile.rate(directory)))
-        echo(f"records would go to {directory}")
-        return
-    echo(f"records go to {directory}", error=True)
-    progress = Bar() if sys.stderr.isatty() else Lines(lambda text: echo(text, error=True))
-    outcome = runner.run(plan, backend, directory, passed, warn, progress)
-    echo_scores(directory)
-    echo(reader.outcome_line(outcome), error=True)
-    raise typer.Exit(outcome.exit_code)
+    asked = Asked(
+        model, registry.resolve(tasks), lengths, samples, profile, seed, out, device, dtype, batch_tokens,
+        not no_prefix_sharing, passed,
+    )  # fmt: skip
+    voice = Voice(echo, echo_table, lambda text: echo(text, error=True), warn)
+    raise typer.Exit(evaluate(asked, voice, dry_run, echo_scores))
 
 
 @app.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from evalsuite.plan import Plan
 from evalsuite.schema import NewerSchemaError
@@ -45,22 +45,48 @@ def start(directory: Path, plan: Plan, passed: Mapping[str, object], provenance:
     write_json(path, content | {"status": "running", "invocations": [*content["invocations"], invocation]})
 
 
-def finish(directory: Path, status: str, samples: int, tokens: int, seconds: float) -> None:
-    """Close the last invocation: `status`, samples answered, tokens read and seconds it took."""
+class Done(Protocol):
+    """What one invocation did; see `evalsuite.runner.Outcome`."""
+
+    @property
+    def answered(self) -> int:
+        """Samples stored."""
+
+    @property
+    def tokens(self) -> int:
+        """Asked for by those samples."""
+
+    @property
+    def seconds(self) -> float:
+        """It took."""
+
+    @property
+    def lost(self) -> tuple[int, ...]:
+        """Processes that never came back."""
+
+    @property
+    def report(self) -> Mapping[str, object]:
+        """Of the backend."""
+
+
+def finish(directory: Path, done: Done, status: str) -> None:
+    """Close the last invocation: `status`, and what was done."""
     content = read(directory)
     totals = content["totals"]
     content["status"] = status
     content["totals"] = {
-        "samples": totals["samples"] + samples,
-        "tokens": totals["tokens"] + tokens,
-        "seconds": round(totals["seconds"] + seconds, 3),
+        "samples": totals["samples"] + done.answered,
+        "tokens": totals["tokens"] + done.tokens,
+        "seconds": round(totals["seconds"] + done.seconds, 3),
     }
     content["invocations"][-1] |= {
         "ended_at": now(),
         "status": status,
-        "samples": samples,
-        "tokens": tokens,
-        "seconds": round(seconds, 3),
+        "samples": done.answered,
+        "tokens": done.tokens,
+        "seconds": round(done.seconds, 3),
+        "report": dict(done.report),
+        "lost_processes": list(done.lost),
     }
     write_json(directory / NAME, content)
 

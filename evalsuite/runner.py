@@ -10,16 +10,17 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from evalsuite import provenance, runfile
 from evalsuite.interrupt import Interrupted, Signals
 from evalsuite.plan import Cell, Entry, Plan
 from evalsuite.progress import Progress, Silent
+from evalsuite.ranks import Ranks, merged
 from evalsuite.schema import SCHEMA_VERSION, Record
 from evalsuite.store import RunStore, now
-from evalsuite.types import Backend, Generate, LogLikelihood, ModelInfo, Request, Response, Sample, Score
+from evalsuite.types import Accountable, Backend, Generate, LogLikelihood, ModelInfo, Request, Response, Sample, Score
 from gdn2.errors import StorageError
 
 
@@ -34,18 +35,20 @@ class Outcome:
     tokens: int  # read for the answered ones
     seconds: float
     signal: int | None = None  # what stopped it
+    lost: tuple[int, ...] = ()  # processes that never came back
+    report: Mapping[str, object] = field(default_factory=dict)  # of the backend; see `evalsuite.types.Accountable`
 
     @property
     def status(self) -> str:
         if self.signal is not None:
             return "interrupted"
-        return "incomplete" if self.failed else "complete"
+        return "incomplete" if self.failed or self.lost else "complete"
 
     @property
     def exit_code(self) -> int:
         if self.signal is not None:
             return 128 + self.signal
-        return 5 if self.failed else 0
+        return 5 if self.failed or self.lost else 0
 
 
 @dataclass(slots=True)
@@ -78,48 +81,76 @@ def run(
     passed: Mapping[str, object],
     warn: Callable[[str], None],
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> Outcome:
     """Answer what the run at `directory` lacks of `plan`, under its lock, and keep its `run.json`.
 
     Args:
         passed: the user's settings, for `run.json`.
         warn: told of repairs and damaged records.
+        ranks: the other processes of the run; rank 0 speaks for all.
 
-    A run that lacks nothing is left as it is.
+    A run that lacks nothing is left as it is. Raises SelfCheckError where the backend refutes itself: nothing is asked.
     """
-    info = plan.info
+    info, ranks = plan.info, ranks or Ranks()
     shared = {"run_id": plan.run_id, "model": info.name, "checkpoint": info.checkpoint}
-    with RunStore(directory, shared, warn) as store:
+    with RunStore(directory, shared, warn, ranks.rank) as store:
+        ranks.meet()  # none writes before all have read
         tally = _Tally(plan, store)
         if tally.before == tally.planned and (directory / runfile.NAME).exists():
             return tally.outcome(None)
-        runfile.start(directory, plan, passed, provenance.collect())
+        check = backend.self_check() if isinstance(backend, Accountable) else None
+        if ranks.rank == 0:
+            runfile.start(directory, plan, passed, {"self_check": check} | provenance.collect())
         try:
-            outcome = execute(plan, backend, store, progress)
+            outcome = _joined(execute(plan, backend, store, progress, ranks), backend, ranks)
         except BaseException:
             # The disk may be what failed: the first error is the one to report.
             with suppress(StorageError):
-                runfile.finish(directory, "failed", 0, 0, 0.0)
+                store.sync()
+                if ranks.rank == 0:
+                    runfile.finish(directory, Outcome(0, 0, 0, 0, 0, 0.0), "failed")
             raise
-        runfile.finish(directory, outcome.status, outcome.answered, outcome.tokens, outcome.seconds)
+        if ranks.rank == 0:
+            runfile.finish(directory, outcome, outcome.status)
         return outcome
 
 
-def execute(plan: Plan, backend: Backend, store: RunStore, progress: Progress | None = None) -> Outcome:
-    """Answer what `store`, which must be open, lacks of `plan`.
+def _joined(outcome: Outcome, backend: Backend, ranks: Ranks) -> Outcome:
+    """What all processes did, on rank 0; what this one did, elsewhere."""
+    report = backend.report() if isinstance(backend, Accountable) else {}
+    counts = {"answered": outcome.answered, "failed": outcome.failed, "tokens": outcome.tokens}
+    number = outcome.signal
+    with Signals():
+        try:
+            accounts = ranks.gather({"counts": counts, "report": dict(report)})
+        except Interrupted as interrupted:
+            accounts, number = [{"counts": counts, "report": dict(report)}], interrupted.number
+    sums = merged(account and account["counts"] for account in accounts)
+    report = merged(account and account["report"] for account in accounts)
+    lost = tuple(rank for rank, account in enumerate(accounts) if account is None)
+    return replace(outcome, **sums, signal=number, lost=lost, report=report)
+
+
+def execute(
+    plan: Plan, backend: Backend, store: RunStore, progress: Progress | None = None, ranks: Ranks | None = None
+) -> Outcome:
+    """Answer what `store`, which must be open, lacks of `plan`, or this process's share of it.
 
     Raises StorageError when the disk refuses a record, and whatever the backend raises; what was answered is kept.
     """
-    progress = progress or Silent()
+    progress, ranks = progress or Silent(), ranks or Ranks()
     tally = _Tally(plan, store)
-    todo = [entry for cell in plan.cells for entry in cell.entries if not store.index.done(entry.key)]
+    lacking = [entry for cell in plan.cells for entry in cell.entries if not store.index.done(entry.key)]
+    mine = ranks.share(lacking)
+    todo = [entry for entry in lacking if entry.key in mine]
     number: int | None = None
     with Signals() as signals:
         try:
             progress.start(len(todo), sum(entry.tokens for entry in todo))
             try:
                 for group in plan.groups():
-                    _answer(_pending(group, store), backend, _Writer(plan, store, progress, tally, signals))
+                    _answer(_pending(group, mine), backend, _Writer(plan, store, progress, tally, signals))
             finally:
                 progress.close()
         except Interrupted as interrupted:
@@ -147,13 +178,13 @@ class _Writer:
         self._progress.advance(asked.entry.tokens, failed)
 
 
-def _pending(group: Sequence[Cell], store: RunStore) -> list[_Asked]:
+def _pending(group: Sequence[Cell], keys: frozenset[str]) -> list[_Asked]:
     out = []
     for cell in group:
-        if all(store.index.done(entry.key) for entry in cell.entries):
+        if not any(entry.key in keys for entry in cell.entries):
             continue
         for entry, sample in zip(cell.entries, cell.samples(), strict=True):
-            if not store.index.done(entry.key):
+            if entry.key in keys:
                 n = len(sample.requests)
                 out.append(_Asked(cell, entry, sample, [None] * n, n))
     return out

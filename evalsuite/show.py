@@ -149,6 +149,14 @@ def outcome_line(outcome: Outcome) -> str:
     if outcome.signal is not None:
         left = outcome.planned - outcome.before - outcome.answered
         text += f"; interrupted with {left} to go: the same command goes on"
+    if outcome.lost:
+        gone = ", ".join(map(str, outcome.lost))
+        text += f"; processes {gone} were lost: what they answered is kept, the same command asks the rest"
+    if asked := outcome.report.get("tokens_asked"):
+        read, shared = outcome.report["tokens_read"], outcome.report["tokens_shared"]
+        text += f"; {asked:,} prompt tokens asked, {read:,} read, {shared:,} shared"
+    if events := outcome.report.get("events"):
+        text += f"; memory was exhausted {len(events)} times"  # type: ignore[arg-type]
     return text
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,3 +192,14 @@ class Backend(Protocol):
         A request that fails yields a response with `error`; the others go on. Closing the iterator stops the work.
         An answer never depends on the other requests.
         """
+
+
+@runtime_checkable
+class Accountable(Protocol):
+    """A backend that proves itself before a run and says afterwards what the run took."""
+
+    def self_check(self) -> Mapping[str, float]:
+        """The largest differences between ways to the same answer. Raises SelfCheckError where one is out of bounds."""
+
+    def report(self) -> Mapping[str, object]:
+        """Counts since it was made, in plain JSON types: tokens_asked, tokens_read, tokens_shared, events, ..."""

@@ -14,3 +14,18 @@ def cache_dir() -> Path:
     if own := get("GDN2_CACHE"):
         return Path(own)
     return Path(get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gdn2-eval"
+
+
+def launched() -> tuple[int, int]:
+    """This process's rank and the number of processes, as torchrun says; (0, 1) without it."""
+    return _count("RANK", 0), max(_count("WORLD_SIZE", 1), 1)
+
+
+def local_rank() -> int:
+    """This process's number among those on its host, as torchrun says; 0 without it."""
+    return _count("LOCAL_RANK", 0)
+
+
+def _count(name: str, default: int) -> int:
+    text = get(name)
+    return int(text) if text.isdecimal() else default

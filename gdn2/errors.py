@@ -32,3 +32,15 @@ class RunLockedError(UserError):
     """Another process holds the run directory."""
 
     exit_code = 7
+
+
+class SelfCheckError(UserError):
+    """A model gave two answers to one question: a bug of ours, or the hardware's."""
+
+    exit_code = 1
+
+
+class DeviceLostError(UserError):
+    """The device stopped working in the middle of a run."""
+
+    exit_code = 1

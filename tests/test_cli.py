@@ -28,7 +28,8 @@ from gdn2.errors import UserError
 # Adding a command or an option means adding it here.
 SURFACE = {
     "run": "--model --tasks --lengths --samples --profile --haystack --seed --out --device --dtype --batch-tokens "
-    "--haystack-offset --budget --allow-pickle-weights --allow-bad-values --set --tokenizer --bos --offline --dry-run",
+    "--haystack-offset --budget --allow-pickle-weights --allow-bad-values --set --tokenizer --bos --offline "
+    "--no-prefix-sharing --dry-run",
     "convert": "source target --to --allow-pickle-weights --allow-bad-values --set --tokenizer --offline",
     "list": "what --out",
     "show": "run path --sample --out --allow-pickle-weights --set",

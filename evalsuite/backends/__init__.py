@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from evalsuite import ranks
 from evalsuite.names import quoted, suggest
 from evalsuite.types import Backend
 from gdn2 import zoo
@@ -46,7 +47,7 @@ def opening(given: Mapping[str, object]) -> Options:
 
 def load(
     model: str, *, device: str = "auto", dtype: str | None = None, batch_tokens: int = 8192,
-    given: Mapping[str, object] | None = None,
+    given: Mapping[str, object] | None = None, share_prefixes: bool = True,
 ) -> Backend:  # fmt: skip
     """Open a model: a name of `names()`, a preset, a path, hf:OWNER/REPO[@REVISION], or transformers: before either.
 
@@ -55,6 +56,7 @@ def load(
         dtype: float32, bfloat16 or float16; None is the device's default.
         batch_tokens: prompt tokens read at once; bounds memory, never changes an answer.
         given: how a checkpoint is opened; see `opening`.
+        share_prefixes: read what prompts have in common once; never changes an answer.
 
     Raises:
         UserError: no such model or device.
@@ -76,7 +78,10 @@ def load(
         return hf.load(plain, device=_resolved(device), dtype=dtype, options=options)
     from evalsuite.backends import native
 
-    return native.load(model, device=_resolved(device), dtype=dtype, batch_tokens=batch_tokens, options=options)
+    return native.load(
+        model, device=_resolved(device), dtype=dtype, batch_tokens=batch_tokens, options=options,
+        share_prefixes=share_prefixes,
+    )  # fmt: skip
 
 
 def _preset(name: str) -> bool:
@@ -87,7 +92,7 @@ def _preset(name: str) -> bool:
 
 def _resolved(device: str) -> str:
     if device != "auto":
-        return device
+        return ranks.device(device)
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return ranks.device("cuda") if torch.cuda.is_available() else "cpu"

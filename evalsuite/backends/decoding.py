@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from evalsuite.backends.reading import Held
+from evalsuite.backends.memory import taken
+from evalsuite.backends.reading import Held, greedy
 from evalsuite.types import Generate, Response, Tokenizer
 from gdn2.models import Decoder, State
 
@@ -28,11 +28,6 @@ class Generation:
     token: int  # the next token, not yet appended; -1 where the logits were not finite
     started: float
     ids: list[int] = field(default_factory=list)
-
-
-def greedy(logits: Tensor) -> list[int]:
-    """The most likely token of each row of logits (or log-probabilities) [N, V]; -1 where a row is not finite."""
-    return torch.where(torch.isfinite(logits).all(-1), logits.argmax(-1), -1).tolist()
 
 
 Ended = Literal["eos", "stop", "length", "decided"]
@@ -61,6 +56,7 @@ class Decoding:
         self, model: Decoder, tokenizer: Tokenizer, slots: int, answer: Callable[[int, Response], None]
     ) -> None:
         self.model, self.tokenizer, self.slots, self._answer = model, tokenizer, slots, answer
+        self._device = model.embed.weight.device
         self._live: list[Generation] = []
         self._waiting: list[Generation] = []
         self._state: State | None = None
@@ -76,11 +72,30 @@ class Decoding:
     def __bool__(self) -> bool:
         return bool(self._live or self._waiting)
 
+    def pause(self) -> None:
+        """Take in no more than there are now, until some have ended."""
+        self.slots = max(1, len(self._live) + len(self._waiting))
+
+    def restart(self) -> list[Generation]:
+        """Forget the live generations after a step that failed, and go on with half the slots.
+
+        Returns:
+            the forgotten ones; where none was live yet, the one that could not enter.
+        """
+        lost = self._live or [self._waiting.pop(0)]
+        self.slots = max(1, len(lost) // 2)
+        self._live, self._state = [], None
+        return lost
+
     def step(self) -> None:
-        """One more token of every live generation."""
+        """One more token of every live generation.
+
+        Raises:
+            torch.OutOfMemoryError: the device's memory is exhausted; the live generations cannot go on.
+        """
         self._enter()
         assert self._state is not None
-        tokens = torch.tensor([item.token for item in self._live], device=self._state.seen.device)
+        tokens = torch.tensor([item.token for item in self._live], device=self._device)
         for item, token in zip(
             self._live, greedy(self.model.logits(self.model.step(tokens, self._state))), strict=True
         ):
@@ -95,9 +110,10 @@ class Decoding:
         entering = self._waiting[: self.slots - len(self._live)]
         if not entering:
             return
+        parts = [taken(item.held.state, [item.held.row], self._device) for item in entering]
+        state = State.concat(parts if self._state is None else [self._state, *parts])
         del self._waiting[: len(entering)]
-        parts = [item.held.state.select([item.held.row]) for item in entering]
-        self._state = State.concat(parts if self._state is None else [self._state, *parts])
+        self._state = state
         self._live += entering
 
     def _goes_on(self, item: Generation) -> bool:

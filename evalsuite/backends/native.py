@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 
-from evalsuite.backends.decoding import Decoding, Generation, greedy
+from evalsuite.backends.decoding import Decoding, Generation
+from evalsuite.backends.memory import Shelf, held_budget, raise_if_lost, too_large
 from evalsuite.backends.reading import CHUNK, Held, Job, Reader, Result
-from evalsuite.backends.selfcheck import first_bad_part
+from evalsuite.backends.selfcheck import first_bad_part, self_check
 from evalsuite.batching import share
 from evalsuite.types import Generate, Ids, LogLikelihood, ModelInfo, Request, Response, Rolling, Tokenizer
 from gdn2.checkpoints import Options, open_model
-from gdn2.errors import UserError
+from gdn2.errors import SelfCheckError, UserError
 from gdn2.kernels import choose
 from gdn2.models import Decoder
 
@@ -37,6 +38,8 @@ class NativeBackend:
         batch_tokens: tokens read at once; bounds memory, never changes an answer.
         slots: sequences read or decoded together; never changes an answer.
         share_prefixes: read what prompts have in common once; off only for comparison.
+
+    Where the device's memory is exhausted, `batch_tokens` and `slots` halve and the batch is made again.
     """
 
     def __init__(
@@ -45,21 +48,51 @@ class NativeBackend:
     ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.info = model, tokenizer, info
         self.batch_tokens, self.slots, self.share_prefixes = batch_tokens, slots, share_prefixes
+        self.device = model.embed.weight.device
+        self.shelf = Shelf(held_budget(self.device))
         self.tokens_asked = self.tokens_read = 0  # by all calls so far
+        self.events: list[dict[str, object]] = []  # each time memory was exhausted
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
-        """Answer all requests; see `evalsuite.types.Backend`."""
+        """Answer all requests; see `evalsuite.types.Backend`.
+
+        Raises:
+            DeviceLostError: the device does not work any more.
+        """
         work = _Work(self, requests)
-        yield from work.answered()
-        while work.reader or work.decoding:
-            with torch.inference_mode():  # never across a yield: the caller may train
-                if work.reader and not work.decoding.full:
-                    work.reader.run_batch()
-                else:
-                    work.decoding.step()
+        try:
             yield from work.answered()
-        self.tokens_read += work.reader.tokens_read
-        self.tokens_asked += work.tokens_asked
+            while work.reader or work.decoding:
+                with torch.inference_mode():  # never across a yield: the caller may train
+                    work.advance()
+                yield from work.answered()
+        except RuntimeError as error:
+            raise_if_lost(error)
+            raise
+        finally:
+            self.tokens_read += work.reader.tokens_read
+            self.tokens_asked += work.tokens_asked
+
+    def self_check(self) -> dict[str, float]:
+        """Prove on this model that no short cut changes an answer; see `evalsuite.types.Accountable`."""
+        try:
+            found = self_check(self.model)
+        except RuntimeError as error:
+            raise_if_lost(error)
+            raise
+        if failures := found.failures(self.model.embed.weight.dtype):
+            raise SelfCheckError(f"the self check of {self.info.name} failed, nothing was asked: {'; '.join(failures)}")
+        return found._asdict()
+
+    def report(self) -> dict[str, object]:
+        """Tokens and faults so far; see `evalsuite.types.Accountable`."""
+        return {
+            "tokens_asked": self.tokens_asked,
+            "tokens_read": self.tokens_read,
+            "tokens_shared": max(0, self.tokens_asked - self.tokens_read),
+            "states_moved_bytes": self.shelf.moved_bytes,
+            "events": list(self.events),
+        }
 
     def prefix(self) -> int:
         """What stands before a text that has nothing before it: BOS, else EOS, else token 0."""
@@ -70,21 +103,25 @@ class _Work:
     """The jobs of one call: shared segments of all contexts, then continuations and generations from their ends."""
 
     def __init__(self, backend: NativeBackend, requests: Sequence[Request]) -> None:
-        self.reader = Reader(backend.model, backend.batch_tokens, backend.slots)
+        self.reader = Reader(backend.model, backend.batch_tokens, backend.slots, backend.shelf)
         self.decoding = Decoding(backend.model, backend.tokenizer, backend.slots, self._answer)
         self.tokens_asked = 0
         self._backend, self._requests = backend, requests
         self._out: list[tuple[int, Response]] = []
         self._started = time.monotonic()
-        self._open: dict[int, list[Result | None]] = {}  # rolling requests: their windows so far
         contexts: list[Ids] = []
         self._asking: list[int] = []  # the request of each context
+        largest = 0  # tokens of a request that is known to fit
         for index, request in enumerate(requests):
+            needed = _longest(request)
+            if needed > largest and (reason := too_large(backend.model, needed)):
+                self._fail(index, reason)
+                continue
+            largest = max(largest, needed)
             if isinstance(request, Rolling):
                 self._roll(index, request)
             else:
-                prompt = request.prompt if isinstance(request, Generate) else request.context
-                contexts.append(prompt.ids if len(prompt.ids) else np.array([backend.prefix()], dtype=np.int32))
+                contexts.append(self._context(request))
                 self._asking.append(index)
         self._segments = share(contexts, CHUNK, merge=backend.share_prefixes)
         self.tokens_asked += sum(len(ids) for ids in contexts)
@@ -96,8 +133,63 @@ class _Work:
         out, self._out = self._out, []
         return out
 
+    def advance(self) -> None:
+        """Read one batch or decode one token of every live sequence; where memory runs out, try less next time."""
+        reading = bool(self.reader) and not self.decoding.full
+        # Not inside a handler: the failed call's frame would hold on to its tensors.
+        if not (self._attempt(self.reader.run_batch) if reading else self._attempt(self.decoding.step)):
+            self._less(reading)
+
+    @staticmethod
+    def _attempt(call: Callable[[], None]) -> bool:
+        try:
+            call()
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    def _less(self, reading: bool) -> None:
+        """Halve the budgets; at the smallest, one request fails."""
+        backend = self._backend
+        if backend.device.type == "cuda":
+            torch.cuda.empty_cache()
+        backend.shelf.shrink()
+        tokens = self.reader.batch_tokens
+        if not reading:
+            self._restart(self.decoding.restart())
+        elif not self.reader.shrink():
+            if self.decoding:
+                self.decoding.pause()
+            else:
+                self.reader.give_up(f"oom: the device's memory is exhausted at {tokens} tokens a batch")
+        backend.batch_tokens = self.reader.batch_tokens
+        backend.slots = min(self.reader.rows, self.decoding.slots)
+        backend.events.append(
+            {"event": "out of memory", "while": "reading" if reading else "decoding"}
+            | {"batch_tokens": backend.batch_tokens, "slots": backend.slots}
+        )
+
+    def _restart(self, live: list[Generation]) -> None:
+        """Read the prompts of interrupted generations again: a step that failed has half changed their states."""
+        if len(live) == 1:
+            self._fail(live[0].index, "oom: the device's memory is exhausted decoding one sequence")
+            return
+        for item in live:
+            ids = self._context(item.request)
+            self.reader.push(
+                Job(ids, None, partial(self._generate, item.index), partial(self._fail, item.index), want_last=True)
+            )
+
     def _answer(self, index: int, response: Response) -> None:
         self._out.append((index, response))
+
+    def _fail(self, index: int, reason: str) -> None:
+        latency = time.monotonic() - self._started
+        self._answer(index, Response(ended="error", error=reason, latency_s=latency))
+
+    def _context(self, request: Generate | LogLikelihood) -> Ids:
+        ids = request.prompt.ids if isinstance(request, Generate) else request.context.ids
+        return ids if len(ids) else np.array([self._backend.prefix()], dtype=np.int32)
 
     def _push(self, number: int, source: Held | None) -> None:
         segment = self._segments[number]
@@ -106,52 +198,65 @@ class _Work:
                 segment.ids,
                 source,
                 lambda result: self._read(number, result),
+                lambda reason: self._lose(number, reason),
                 want_last=bool(segment.contexts),
                 want_state=bool(segment.children),
             )
         )
+
+    def _lose(self, number: int, reason: str) -> None:
+        """A segment cannot be read: every request behind it fails."""
+        lost = [number]
+        while lost:
+            segment = self._segments[lost.pop()]
+            lost += segment.children
+            for context in segment.contexts:
+                self._fail(self._asking[context], reason)
 
     def _read(self, number: int, result: Result) -> None:
         """A segment is read: go on with its children and with the requests whose context ends here."""
         segment = self._segments[number]
         for child in segment.children:
             self._push(child, result.held)
-        if not segment.contexts:
-            return
-        assert result.last is not None
-        (first,) = greedy(result.last[None])
         for context in segment.contexts:
             index = self._asking[context]
             request = self._requests[index]
             if isinstance(request, Generate):
-                if first < 0:
-                    self._answer(index, Response(ended="error", error=self._blame(request.prompt.ids)))
-                    continue
-                self.decoding.add(Generation(index, request, result.held, first, self._started))
+                self._generate(index, result)
             elif isinstance(request, LogLikelihood):
-                self._continue(index, request, result, first)
+                self._continue(index, request, result)
 
-    def _continue(self, index: int, request: LogLikelihood, result: Result, first: int) -> None:
+    def _generate(self, index: int, result: Result) -> None:
+        request = self._requests[index]
+        assert isinstance(request, Generate)
+        if result.best < 0:
+            self._fail(index, self._blame(self._context(request)))
+            return
+        self._backend.shelf.put(result.held.state)
+        self.decoding.add(Generation(index, request, result.held, result.best, self._started))
+
+    def _continue(self, index: int, request: LogLikelihood, result: Result) -> None:
         """Score a continuation: its first token from the end of the context, the others by reading it."""
         assert result.last is not None
         rest = request.continuation.ids
         ids = np.concatenate([request.context.ids, rest])
         self.tokens_asked += max(len(rest) - 1, 0)
         head = [result.last[int(rest[0])].item()] if len(rest) else []
-        head_greedy = not len(rest) or first == int(rest[0])
+        head_greedy = not len(rest) or result.best == int(rest[0])
 
         def done(tail: Result) -> None:
             self._answer(index, self._scored(ids, [*head, *tail.logprobs], head_greedy and tail.greedy))
 
         if len(rest) > 1:
-            self.reader.push(Job(rest[:-1], result.held, done, targets=rest[1:]))
+            self.reader.push(Job(rest[:-1], result.held, done, partial(self._fail, index), targets=rest[1:]))
         else:
             self._answer(index, self._scored(ids, head, head_greedy))
 
     def _blame(self, ids: Ids) -> str:
         """Where in the model the values of a failed request stop being finite."""
         tokens = torch.from_numpy(ids.astype(np.int64)).to(self._backend.model.embed.weight.device)
-        return f"values that are not finite, first in {first_bad_part(self._backend.model, tokens)}"
+        where = first_bad_part(self._backend.model, tokens, self.reader.batch_tokens)
+        return f"values that are not finite, first in {where}"
 
     def _scored(self, ids: Ids, logprobs: list[float], all_greedy: bool | None) -> Response:
         total = math.fsum(logprobs) if all(map(math.isfinite, logprobs)) else math.nan
@@ -166,6 +271,12 @@ class _Work:
         if not cuts:
             self._answer(index, Response(logprob=0.0))
         results: list[Result | None] = [None] * len(cuts)
+        failed: list[str] = []
+
+        def fail(reason: str) -> None:
+            if not failed:
+                self._fail(index, reason)
+            failed.append(reason)
 
         def finish(number: int, result: Result) -> None:
             results[number] = result
@@ -176,7 +287,7 @@ class _Work:
 
         for number, (ids, _, targets) in enumerate(cuts):
             self.tokens_asked += len(ids)
-            self.reader.push(Job(ids, None, partial(finish, number), targets=targets))
+            self.reader.push(Job(ids, None, partial(finish, number), fail, targets=targets))
 
 
 def windows(ids: Ids, prefix: int, size: int | None) -> Iterator[tuple[Ids, int, Ids]]:
@@ -195,9 +306,20 @@ def windows(ids: Ids, prefix: int, size: int | None) -> Iterator[tuple[Ids, int,
         yield stream[context:end], begin - context, stream[context + 1 : end + 1]
 
 
+def _longest(request: Request) -> int:
+    """Tokens of the longest sequence `request` makes the model remember."""
+    match request:
+        case Generate(prompt):
+            return len(prompt.ids) + request.max_tokens
+        case LogLikelihood(context, continuation):
+            return len(context.ids) + len(continuation.ids)
+        case _:
+            return min(len(request.document.ids), request.window or len(request.document.ids))
+
+
 def load(
     source: str, *, device: str = "cpu", dtype: str | None = None, batch_tokens: int = 8192,
-    options: Options | None = None,
+    options: Options | None = None, share_prefixes: bool = True,
 ) -> NativeBackend:  # fmt: skip
     """Open a model of ours: any name or path that `gdn2.checkpoints.open_model` takes.
 
@@ -218,7 +340,7 @@ def load(
     if loaded.tokenizer is None:
         raise UserError(f"{source} brings no tokenizer: give --tokenizer")
     info = describe(loaded.model, loaded.name, loaded.digest, loaded.tokenizer)
-    return NativeBackend(loaded.model, loaded.tokenizer, info, batch_tokens)
+    return NativeBackend(loaded.model, loaded.tokenizer, info, batch_tokens, share_prefixes=share_prefixes)
 
 
 def describe(model: Decoder, name: str, checkpoint: str, tokenizer: Tokenizer) -> ModelInfo:

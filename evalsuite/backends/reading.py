@@ -8,7 +8,7 @@ Axes: N rows, T tokens of all rows together, D model width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evalsuite.backends.memory import Shelf, taken
 from evalsuite.types import Ids
 from gdn2.models import Decoder, State
 from gdn2.ragged import Ragged
@@ -35,6 +36,7 @@ class Result(NamedTuple):
 
     held: Held  # the state after its last token
     last: Tensor | None  # log-probabilities [V] of the token after it, fp32; only where asked for
+    best: int  # the most likely of them; -1 where they are not finite or not asked for
     logprobs: list[float]  # of each target
     greedy: bool  # every target was the most likely token
 
@@ -49,6 +51,7 @@ class Job:
     ids: Ids
     source: Held | None
     done: Callable[[Result], None]
+    failed: Callable[[str], None]  # told why where the smallest budget was too large
     targets: Ids | None = None
     want_last: bool = False
     want_state: bool = False  # keep a copy of the state alone, not the whole batch it was read in
@@ -56,41 +59,81 @@ class Job:
     greedy: bool = True
 
 
-class Reader:
-    """Runs jobs in batches of at most `batch_tokens` tokens and `rows` rows; neither changes a result."""
+def greedy(logits: Tensor) -> list[int]:
+    """The most likely token of each row of logits (or log-probabilities) [N, V]; -1 where a row is not finite."""
+    return torch.where(torch.isfinite(logits).all(-1), logits.argmax(-1), -1).tolist()
 
-    def __init__(self, model: Decoder, batch_tokens: int, rows: int) -> None:
+
+class _Found(NamedTuple):
+    """What one batch found, by row."""
+
+    held: list[Held]
+    scores: dict[int, tuple[list[float], bool]]
+    lasts: dict[int, tuple[Tensor, int]]
+
+
+class Reader:
+    """Runs jobs in batches of at most `batch_tokens` tokens and `rows` rows; neither changes a result.
+
+    Args:
+        shelf: where states wait.
+    """
+
+    def __init__(self, model: Decoder, batch_tokens: int, rows: int, shelf: Shelf) -> None:
         self.model = model
         self.batch_tokens = max(batch_tokens - batch_tokens % CHUNK, CHUNK)
         self.rows = rows
         self.tokens_read = 0
+        self._shelf = shelf
         self._stack: list[Job] = []
         self._device = model.embed.weight.device
 
     def push(self, job: Job) -> None:
         self._stack.append(job)
+        if job.source is not None:
+            self._shelf.put(job.source.state)
 
     def __bool__(self) -> bool:
         return bool(self._stack)
 
     def run_batch(self) -> None:
-        """Read one batch of jobs and tell each that is through."""
+        """Read one batch of jobs and tell each that is through.
+
+        Raises:
+            torch.OutOfMemoryError: the device's memory is exhausted; the jobs wait as before.
+        """
         jobs, pieces = self._take()
-        ragged = Ragged([len(piece) for piece in pieces], self._device)
-        ids = torch.from_numpy(np.concatenate(pieces).astype(np.int64)).to(self._device)
-        hidden, state = self.model(ids, ragged, self._sources(jobs))
-        self.tokens_read += ragged.n_tokens
-        self._score(jobs, pieces, hidden, ragged)
-        lasts = self._lasts(jobs, pieces, hidden, ragged)
+        try:
+            found = self._read(jobs, pieces)
+        except torch.OutOfMemoryError:
+            self._stack += jobs[::-1]
+            raise
+        self.tokens_read += sum(map(len, pieces))
         for row, (job, piece) in enumerate(zip(jobs, pieces, strict=True)):
-            through = len(piece) == len(job.ids)
-            held = Held(state.select([row]), 0) if job.want_state or not through else Held(state, row)
-            if through:
-                job.done(Result(held, lasts.get(row), job.logprobs, job.greedy))
+            if row in found.scores:
+                logprobs, greedy = found.scores[row]
+                job.logprobs += logprobs
+                job.greedy &= greedy
+            if len(piece) == len(job.ids):
+                last, best = found.lasts.get(row, (None, -1))
+                job.done(Result(found.held[row], last, best, job.logprobs, job.greedy))
             else:
-                job.ids, job.source = job.ids[len(piece) :], held
+                job.ids, job.source = job.ids[len(piece) :], found.held[row]
                 job.targets = None if job.targets is None else job.targets[len(piece) :]
                 self.push(job)
+        self._shelf.settle()
+
+    def shrink(self) -> bool:
+        """Halve the budgets after memory was exhausted; False where they are the smallest already."""
+        if self.batch_tokens == CHUNK and self.rows == 1:
+            return False
+        self.batch_tokens = max(self.batch_tokens // 2 // CHUNK * CHUNK, CHUNK)
+        self.rows = max(self.rows // 2, 1)
+        return True
+
+    def give_up(self, reason: str) -> None:
+        """Let the newest job fail."""
+        self._stack.pop().failed(reason)
 
     def _take(self) -> tuple[list[Job], list[Ids]]:
         """The newest jobs that fit the budget; only a job alone in its batch is cut."""
@@ -101,7 +144,16 @@ class Reader:
             room -= len(jobs[-1].ids)
         return jobs, [job.ids[: self.batch_tokens] for job in jobs]
 
-    def _sources(self, jobs: list[Job]) -> State | None:
+    def _read(self, jobs: Sequence[Job], pieces: Sequence[Ids]) -> _Found:
+        """Run the model on the jobs' next pieces; changes nothing."""
+        ragged = Ragged([len(piece) for piece in pieces], self._device)
+        ids = torch.from_numpy(np.concatenate(pieces).astype(np.int64)).to(self._device)
+        hidden, state = self.model(ids, ragged, self._sources(jobs))
+        alone = [job.want_state or len(piece) < len(job.ids) for job, piece in zip(jobs, pieces, strict=True)]
+        held = [Held(state.select([row]), 0) if copy else Held(state, row) for row, copy in enumerate(alone)]
+        return _Found(held, self._scores(jobs, pieces, hidden, ragged), self._lasts(jobs, pieces, hidden, ragged))
+
+    def _sources(self, jobs: Sequence[Job]) -> State | None:
         """The states the rows go on from; rows of one batch are selected together."""
         if all(job.source is None for job in jobs):
             return None
@@ -112,12 +164,14 @@ class Reader:
             run.append(0 if job.source is None else job.source.row)
             after = following.source.state if following is not None and following.source is not None else None
             if following is None or after is not state:
-                parts.append(self.model.new_state(len(run)) if state is None else state.select(run))
+                parts.append(self.model.new_state(len(run)) if state is None else taken(state, run, self._device))
                 run = []
         return parts[0] if len(parts) == 1 else State.concat(parts)
 
-    def _score(self, jobs: list[Job], pieces: list[Ids], hidden: Tensor, ragged: Ragged) -> None:
-        """Log-probability of every target of every job, and whether it is the most likely token."""
+    def _scores(
+        self, jobs: Sequence[Job], pieces: Sequence[Ids], hidden: Tensor, ragged: Ragged
+    ) -> dict[int, tuple[list[float], bool]]:
+        """Log-probability of every target of every job, and whether all are the most likely tokens."""
         rows: list[int] = []
         wanted: list[Ids] = []
         for row, (job, piece) in enumerate(zip(jobs, pieces, strict=True)):
@@ -125,7 +179,7 @@ class Reader:
                 rows += range(ragged.starts[row], ragged.starts[row] + len(piece))
                 wanted.append(job.targets[: len(piece)])
         if not wanted:
-            return
+            return {}
         targets = torch.from_numpy(np.concatenate(wanted).astype(np.int64)).to(self._device)
         values: list[float] = []
         best: list[bool] = []
@@ -135,15 +189,19 @@ class Reader:
             table = self.model.logits(hidden[index]).log_softmax(-1)
             values += table.gather(1, now[:, None])[:, 0].tolist()
             best += (table.argmax(-1) == now).tolist()
+        scores: dict[int, tuple[list[float], bool]] = {}
         begin = 0
-        for job, piece in zip(jobs, pieces, strict=True):
+        for row, (job, piece) in enumerate(zip(jobs, pieces, strict=True)):
             if job.targets is not None:
-                job.logprobs += values[begin : begin + len(piece)]
-                job.greedy &= all(best[begin : begin + len(piece)])
-                begin += len(piece)
+                end = begin + len(piece)
+                scores[row] = values[begin:end], all(best[begin:end])
+                begin = end
+        return scores
 
-    def _lasts(self, jobs: list[Job], pieces: list[Ids], hidden: Tensor, ragged: Ragged) -> dict[int, Tensor]:
-        """Log-probabilities of the next token for the rows that are through and asked for them."""
+    def _lasts(
+        self, jobs: Sequence[Job], pieces: Sequence[Ids], hidden: Tensor, ragged: Ragged
+    ) -> dict[int, tuple[Tensor, int]]:
+        """Log-probabilities of the next token, and the best one, for the rows that are through and asked for them."""
         rows = [
             row
             for row, (job, piece) in enumerate(zip(jobs, pieces, strict=True))
@@ -153,4 +211,4 @@ class Reader:
             return {}
         ends = torch.tensor([ragged.starts[row + 1] - 1 for row in rows], device=self._device)
         table = self.model.logits(hidden[ends]).log_softmax(-1)
-        return dict(zip(rows, table.unbind(0), strict=True))
+        return dict(zip(rows, zip(table.unbind(0), greedy(table), strict=True), strict=True))

@@ -72,8 +72,11 @@ def self_check(model: Decoder, seed: int = 0) -> SelfCheck:
 
 
 @torch.inference_mode()
-def first_bad_part(model: Decoder, ids: Tensor) -> str:
-    """Name of the first part of the model whose output on tokens ids [T] has a value that is not finite."""
+def first_bad_part(model: Decoder, ids: Tensor, piece: int = 8192) -> str:
+    """Name of the first part of the model whose output on tokens ids [T] has a value that is not finite.
+
+    Read in pieces of `piece` tokens, so that memory does not grow with T.
+    """
     found: list[str] = []
 
     def watch(name: str) -> Callable[[nn.Module, object, Tensor | tuple[Tensor, object]], None]:
@@ -90,7 +93,11 @@ def first_bad_part(model: Decoder, ids: Tensor) -> str:
     parts["final norm"] = model.norm
     hooks = [part.register_forward_hook(watch(name)) for name, part in parts.items()]
     try:
-        model(ids, Ragged([len(ids)], ids.device))
+        state = None
+        for part in ids.split(piece):
+            _, state = model(part, Ragged([len(part)], ids.device), state)
+            if found:
+                break
     finally:
         for handle in hooks:
             handle.remove()
