@@ -77,6 +77,8 @@ class NativeBackend:
         """Prove on this model that no short cut changes an answer; see `evalsuite.types.Accountable`."""
         try:
             found = self_check(self.model)
+        except torch.OutOfMemoryError:
+            raise SelfCheckError(f"there is no memory left on {self.device} to check {self.info.name}") from None
         except RuntimeError as error:
             raise_if_lost(error)
             raise

@@ -27,3 +27,14 @@ def synthetic() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def small() -> ModuleType:
+    """A small random model of ours, requests for it, and a device with little memory."""
+    path = Path(__file__).with_name("small.py")
+    spec = importlib.util.spec_from_file_location("small", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["small"] = module
+    spec.loader.exec_module(module)
+    return module

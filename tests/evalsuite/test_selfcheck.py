@@ -54,6 +54,14 @@ def test_products_that_depend_on_the_batch_are_found(monkeypatch: pytest.MonkeyP
     assert "pieces against whole" in failures
 
 
+def test_what_is_not_finite_is_left_out() -> None:
+    model = make(n_heads=2, d_key=16, d_value=16)
+    model.embed.weight[7] = math.nan
+    assert self_check(model).failures(torch.float32) == []
+    model.embed.weight.fill_(math.nan)
+    assert self_check(model) == (0.0, 0.0, 0.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("name", "part"),
     [
@@ -68,3 +76,4 @@ def test_the_first_bad_part_is_named(name: str, part: str) -> None:
     model = make(n_heads=2, d_key=16, d_value=16)
     dict(model.named_parameters())[name].fill_(math.nan)
     assert first_bad_part(model, torch.arange(20)) == part
+    assert first_bad_part(model, torch.arange(20), piece=7) == part
