@@ -209,6 +209,18 @@ def near_channel(
 
 
 @triton.jit
+def gate_gradient(up, kept, operand: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr):
+    """Sum of `up` over each row and those after it, plus the sum of `kept` over the rows before it [C, B]."""
+    if operand == tl.bfloat16:
+        r = tl.arange(0, C)[:, None]
+        t = tl.arange(0, C)[None, :]
+        slope = sums(tl.where(t >= r, 1.0, 0.0), up, operand, PRECISION)
+        return slope + sums(tl.where(t < r, 1.0, 0.0), kept, operand, PRECISION)
+    else:
+        return tl.cumsum(up, 0, reverse=True) + tl.cumsum(kept, 0) - kept
+
+
+@triton.jit
 def inputs_kernel(
     q, k, e, g, do, dz, written, states, dstates, daqk, dt,  # inputs
     dq, dk, de, dg,  # outputs [T, Hv, K]; dg per head: [tiles of K, T, Hv]
@@ -286,7 +298,7 @@ def inputs_kernel(
     store_rows(dk, dk_, row0, rows, head, HV, K, col0, C, B)
     # A gate of row t lies before the reads of rows r >= t, and inside the tails of rows s < t.
     if DECAY == CHANNEL:
-        slope = tl.cumsum(up, 0, reverse=True) + tl.cumsum(kept, 0) - kept + dwhole[None, :]
+        slope = gate_gradient(up, kept, k_.dtype, C, PRECISION) + dwhole[None, :]
         store_rows(dg, slope, row0, rows, head, HV, K, col0, C, B)
     if DECAY == HEAD:
         up_ = tl.sum(up, 1)
