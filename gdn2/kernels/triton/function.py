@@ -276,7 +276,8 @@ class _DeltaRule(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
         q, k, e, z, g, diag, state, lengths, rank = args
         dtypes = [None if x is None else x.dtype for x in (q, k, e, z, g, diag, state)]
-        q, k, e = (None if x is None else x.to(z.dtype).contiguous() for x in (q, k, e))
+        q, k = q.to(z.dtype).contiguous(), k.to(z.dtype).contiguous()
+        e = None if e is None else e.to(z.dtype).contiguous()
         g, diag = (None if x is None else x.float().contiguous() for x in (g, diag))
         call = _Call(q, k, e, z.contiguous(), g, diag, lengths, rank)
         state = state.contiguous()
