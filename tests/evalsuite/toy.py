@@ -1,6 +1,6 @@
 """Two small tasks and a command that runs them, for tests that need a run or a process to kill.
 
-python toy.py RESULTS MODEL SAMPLES LENGTHS
+python toy.py RESULTS MODEL SAMPLES LENGTHS [SECONDS OF SILENCE AFTER WHICH ANOTHER PROCESS IS LOST]
 """
 
 import sys
@@ -71,7 +71,8 @@ class Choose:
         ]
 
 
-def main(results, model, samples, lengths):
+def main(results, model, samples, lengths, silence="120"):
+    from evalsuite import ranks
     from evalsuite.backends import scripted
     from evalsuite.plan import Ask, make_plan, parse_lengths
     from evalsuite.runner import run
@@ -80,7 +81,9 @@ def main(results, model, samples, lengths):
     try:
         backend = scripted.load(model)
         plan = make_plan(backend, [Find(), Choose()], Ask(parse_lengths(lengths), int(samples)))
-        return run(plan, backend, Path(results) / plan.run_id, {}, lambda text: None).exit_code
+        with ranks.join(float(silence)) as group:
+            directory = Path(results) / plan.run_id
+            return run(plan, backend, directory, {}, lambda text: None, ranks=group).exit_code
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
