@@ -32,9 +32,9 @@ class Letters:
         return "".join(chr(48 + i) for i in ids)
 
 
-def make(pattern=("gdn2", "gdn2"), batch_tokens=8192, slots=64, share_prefixes=True, tied=True):
+def make(pattern=("gdn2", "gdn2"), batch_tokens=8192, slots=64, share_prefixes=True, tied=True, vocabulary=64):
     """A backend of a model with `pattern`'s layers."""
-    config = ModelConfig(d_model=32, vocab_size=64, pattern=pattern, mixers=MIXERS, d_ff=64, tied=tied)
+    config = ModelConfig(d_model=32, vocab_size=vocabulary, pattern=pattern, mixers=MIXERS, d_ff=64, tied=tied)
     model = Decoder(config)
     model.reset_parameters(seed=3)
     model.eval().requires_grad_(False)
