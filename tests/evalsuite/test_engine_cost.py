@@ -82,11 +82,10 @@ class Free:
 
     def answer(self, requests):
         for index, request in enumerate(requests):
-            kind = isinstance(request, Generate)
-            yield (
-                index,
-                Response(text="none", tokens=1, ended="length") if kind else Response(logprob=-1.0, greedy=True),
-            )
+            if isinstance(request, Generate):
+                yield index, Response(text="none", tokens=1, ended="length")
+            else:
+                yield index, Response(logprob=-1.0, greedy=True)
 
 
 class Choices:
