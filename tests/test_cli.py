@@ -38,6 +38,7 @@ SURFACE = {
     "train": "config --out --device",
     "doctor": "--compile --target --only",
     "bench kernels": "--ops --mixers --only --peer-shapes --rounds --device --out",
+    "bench engine": "--model --lengths --against --prompts --new-tokens --batches --rounds --device --dtype --out",
     "data ruler": "--task --length --tokenizer --out --samples --profile --seed --haystack --haystack-offset --budget",
     "data punkt": "",
     "data essays": "",

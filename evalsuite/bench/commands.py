@@ -1,4 +1,4 @@
-"""The commands `doctor` and `bench kernels`; `cli.py` registers them and lends them its printing."""
+"""The commands `doctor`, `bench kernels` and `bench engine`; `cli.py` registers them and lends them its printing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import Annotated
 import typer
 
 from evalsuite.names import refuse_unusable
+from evalsuite.options import Dtype
 from gdn2.errors import UserError
 
 Echo = Callable[[str], None]
 EchoTable = Callable[[Sequence[str], Sequence[Sequence[object]]], None]
 
 WIDTHS = (12, 6, 18, 9, 15, 9, 9, 7, 9, 10, 8)  # columns of the rows of `bench kernels`, printed as they are known
+
+
+ENGINE_WIDTHS = (16, 9, 5, 8, 13, 9, 9, 8, 7, 5)
 
 
 def _directory(value: str | Path) -> Path:
@@ -31,6 +35,14 @@ Peer = Annotated[bool, typer.Option("--peer-shapes", help="Add the six shapes of
 Rounds = Annotated[int, typer.Option(min=1, max=10**4, help="Timed calls of each contender.")]
 Device = Annotated[str, typer.Option(help="cuda, cuda:N, or cpu: a dry run on tiny shapes.")]
 Out = Annotated[Path, typer.Option("--out", parser=_directory, metavar="DIRECTORY", help="Results directory.")]
+EngineModel = Annotated[
+    str, typer.Option("--model", help="Checkpoint that transformers opens too, or random:mamba2-tiny, random:gdn-25m.")
+]
+Lengths = Annotated[str, typer.Option(help="Lengths of the prompts: 4k,32k.")]
+Against = Annotated[str, typer.Option(help="hf, lm-eval, both separated by a comma, or nothing.")]
+Prompts = Annotated[int, typer.Option(min=1, max=10**4, help="Prompts of each length.")]
+NewTokens = Annotated[int, typer.Option(min=2, max=2**16, help="Tokens each of them generates.")]
+Batches = Annotated[str, typer.Option(help="Batch sizes of the contenders, separated by commas.")]
 
 
 def add(app: typer.Typer, echo: Echo, echo_table: EchoTable) -> None:
@@ -38,6 +50,8 @@ def add(app: typer.Typer, echo: Echo, echo_table: EchoTable) -> None:
     group = typer.Typer(help="Measure speed.", rich_markup_mode=None)
     app.add_typer(group, name="bench")
     group.callback()(lambda: None)
+
+    _add_engine(group, echo)
 
     @app.command()
     def doctor(compile_: Compile = False, target: Target = "sm_90", only: Only = "") -> None:
@@ -72,6 +86,37 @@ def add(app: typer.Typer, echo: Echo, echo_table: EchoTable) -> None:
         return 5 if any(row["refused"] for row in result["rows"]) else 0
 
 
+def _add_engine(group: typer.Typer, echo: Echo) -> None:
+    @group.command()
+    def engine(
+        model: EngineModel, lengths: Lengths = "4k", against: Against = "hf,lm-eval", prompts: Prompts = 4,
+        new_tokens: NewTokens = 32, batches: Batches = "1,8", rounds: Rounds = 3, device: Device = "cuda",
+        dtype: Dtype = None, out: Out = Path("results"),
+    ) -> None:  # fmt: skip
+        """Time whole requests through this engine, transformers and lm-eval, with the same weights and tokens."""
+        from evalsuite.bench import engine as bench
+        from evalsuite.plan import parse_lengths
+        from evalsuite.store import check_writable
+
+        check_writable(out / "bench")
+        asked = bench.Asked(
+            model, parse_lengths(lengths), tuple(_names(against)), prompts, new_tokens, _batches(batches), rounds,
+            device, dtype or ("float32" if device == "cpu" else "bfloat16"),
+        )  # fmt: skip
+        bench.check(asked)
+        echo(_line(bench.HEADER, ENGINE_WIDTHS))
+        result = bench.run(asked, lambda row: echo(_line(row.cells(), ENGINE_WIDTHS)))
+        echo(f"written to {bench.write(result, out / 'bench')}")
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    """Batch sizes, separated by commas."""
+    names = _names(text)
+    if odd := [name for name in names if not (name.isdecimal() and 1 <= int(name) <= 4096)]:
+        raise UserError(f"batch size {odd[0][:60]!r} is not a number from 1 to 4096")
+    return tuple(map(int, names)) or (1,)
+
+
 def compiled(target: str, only: str) -> tuple[Sequence[str], list[tuple[object, ...]]]:
     """Header and rows of the table of compiled kernels.
 
@@ -86,8 +131,8 @@ def compiled(target: str, only: str) -> tuple[Sequence[str], list[tuple[object, 
     return aot.HEADER, [aot.cells(row) for name in names for row in aot.compile_config(name, target)]
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True)).rstrip()
+def _line(cells: Sequence[str], widths: Sequence[int] = WIDTHS) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
 def _names(text: str) -> list[str]:
