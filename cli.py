@@ -25,6 +25,7 @@ from evalsuite import options as opt
 from evalsuite.bench import commands as bench
 from evalsuite.interrupt import Interrupted, Signals
 from evalsuite.names import aligned, one_line, plain, quoted, refuse_unusable, task_options
+from gdn2 import env
 from gdn2.errors import StorageError, UserError
 
 if TYPE_CHECKING:
@@ -335,6 +336,7 @@ def echo_scores(directory: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (see DESIGN.md)."""
+    env.let_idle_threads_sleep()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

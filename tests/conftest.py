@@ -1,8 +1,16 @@
 """Fixtures every test may use."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+from gdn2 import env
+
+# Before any test imports torch; inherited by the processes that tests start. Two workers with two threads each on two
+# cores only wait for one another.
+env.let_idle_threads_sleep()
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -77,7 +77,10 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        weight = torch.empty(config.vocab_size, config.d_model)
+        if not weight.is_meta:  # a draw on the meta device imports torch's decompositions: a second at every start
+            weight.normal_()
+        self.embed = nn.Embedding(config.vocab_size, config.d_model, _weight=weight)
         self.layers = nn.ModuleList(Layer(config, name) for name in config.pattern)
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         if not config.tied:
