@@ -94,8 +94,11 @@ def run(
     device: opt.Device = "auto",
     dtype: opt.Dtype = None,
     batch_tokens: Annotated[
-        int, typer.Option(min=64, max=2**24, help="Prompt tokens read at once; never changes an answer.")
-    ] = 8192,
+        int | None,
+        typer.Option(
+            min=64, max=2**24, help="Prompt tokens read at once; never changes an answer.", show_default="the device's"
+        ),
+    ] = None,
     haystack_offset: opt.Offset = None,
     budget: opt.Budget = None,
     allow_pickle_weights: opt.Pickles = None, allow_bad_values: opt.BadValues = None, given: opt.Values = None,

@@ -28,7 +28,7 @@ class Asked:
     out: Path
     device: str
     dtype: str | None
-    batch_tokens: int
+    batch_tokens: int | None
     share_prefixes: bool
     passed: Mapping[str, str]
 

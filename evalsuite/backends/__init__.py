@@ -46,7 +46,7 @@ def opening(given: Mapping[str, object]) -> Options:
 
 
 def load(
-    model: str, *, device: str = "auto", dtype: str | None = None, batch_tokens: int = 8192,
+    model: str, *, device: str = "auto", dtype: str | None = None, batch_tokens: int | None = None,
     given: Mapping[str, object] | None = None, share_prefixes: bool = True,
 ) -> Backend:  # fmt: skip
     """Open a model: a name of `names()`, a preset, a path, hf:OWNER/REPO[@REVISION], or transformers: before either.
@@ -54,7 +54,7 @@ def load(
     Args:
         device: cpu, cuda or cuda:N; auto is the first GPU, else the CPU.
         dtype: float32, bfloat16 or float16; None is the device's default.
-        batch_tokens: prompt tokens read at once; bounds memory, never changes an answer.
+        batch_tokens: prompt tokens read at once; bounds memory, never changes an answer. None is the device's default.
         given: how a checkpoint is opened; see `opening`.
         share_prefixes: read what prompts have in common once; never changes an answer.
 

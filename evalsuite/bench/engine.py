@@ -238,13 +238,13 @@ def _checkpoint(model: str, folder: Path) -> Path:
 def _open_ours(path: Path, asked: Asked) -> NativeBackend:
     import torch
 
-    from evalsuite.backends.native import NativeBackend, describe
+    from evalsuite.backends.native import BATCH_TOKENS, NativeBackend, describe
     from gdn2.checkpoints import open_model
 
     loaded = open_model(str(path), device=torch.device(asked.device), dtype=getattr(torch, asked.dtype))
     tokenizer = peers.Numbers(loaded.model.config.vocab_size)
     info = describe(loaded.model, loaded.name, loaded.digest, tokenizer)
-    return NativeBackend(loaded.model, tokenizer, info)
+    return NativeBackend(loaded.model, tokenizer, info, BATCH_TOKENS[torch.device(asked.device).type])
 
 
 def _peers(path: Path, asked: Asked) -> list[Contender]:

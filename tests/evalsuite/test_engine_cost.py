@@ -1,6 +1,9 @@
 """What the engine saves on real data, what it costs beside a model, and that memory does not grow with the context."""
 
 import json
+import os
+import subprocess
+import sys
 import tarfile
 import time
 from functools import partial
@@ -141,3 +144,33 @@ def test_scheduling_ten_thousand_likelihoods_costs_three_seconds_at_most(small, 
     assert len(dict(backend.answer(requests))) == 10_000
     seconds = time.process_time() - began
     assert seconds < 3
+
+
+READ_AND_ANSWER = """
+import random, resource, sys
+sys.path[:0] = [sys.argv[1]]
+import small
+from evalsuite.types import Generate
+backend = small.make(batch_tokens=2048)
+((_, response),) = backend.answer([Generate(small.prompt(random.Random(0), int(sys.argv[2])), 4)])
+assert response.error is None and backend.tokens_read == int(sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def peak_kib(root, tokens):
+    """Peak memory of a process that reads a prompt of so many tokens and answers."""
+    command = [sys.executable, "-c", READ_AND_ANSWER, str(Path(__file__).parent), str(tokens)]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_context(root):
+    short = peak_kib(root, 8192)
+    assert peak_kib(root, 1 << 18) < 1.1 * short
+
+
+@pytest.mark.slow
+def test_a_million_tokens_run_to_the_end(root):
+    assert peak_kib(root, 1 << 20) < 1.1 * peak_kib(root, 8192)
