@@ -55,6 +55,7 @@ class Job:
     targets: Ids | None = None
     want_last: bool = False
     want_state: bool = False  # keep a copy of the state alone, not the whole batch it was read in
+    stepped: bool = False  # read token by token: for a few tokens whose last state nobody wants
     logprobs: list[float] = field(default_factory=list)
     greedy: bool = True
 
@@ -136,10 +137,13 @@ class Reader:
         self._stack.pop().failed(reason)
 
     def _take(self) -> tuple[list[Job], list[Ids]]:
-        """The newest jobs that fit the budget; only a job alone in its batch is cut."""
+        """The newest jobs of one form that fit the budget; only a job alone in its batch is cut."""
         jobs: list[Job] = []
         room = self.batch_tokens
-        while self._stack and len(jobs) < self.rows and (not jobs or len(self._stack[-1].ids) <= room):
+        while self._stack and len(jobs) < self.rows:
+            newest = self._stack[-1]
+            if jobs and (len(newest.ids) > room or newest.stepped != jobs[0].stepped):
+                break
             jobs.append(self._stack.pop())
             room -= len(jobs[-1].ids)
         return jobs, [job.ids[: self.batch_tokens] for job in jobs]
@@ -147,11 +151,33 @@ class Reader:
     def _read(self, jobs: Sequence[Job], pieces: Sequence[Ids]) -> _Found:
         """Run the model on the jobs' next pieces; changes nothing."""
         ragged = Ragged([len(piece) for piece in pieces], self._device)
+        if jobs[0].stepped:
+            hidden, state = self._step(jobs, ragged)
+            held = [Held(state, 0)] * len(jobs)
+            return _Found(held, self._scores(jobs, pieces, hidden, ragged), {})
         ids = torch.from_numpy(np.concatenate(pieces).astype(np.int64)).to(self._device)
         hidden, state = self.model(ids, ragged, self._sources(jobs))
         alone = [job.want_state or len(piece) < len(job.ids) for job, piece in zip(jobs, pieces, strict=True)]
         held = [Held(state.select([row]), 0) if copy else Held(state, row) for row, copy in enumerate(alone)]
         return _Found(held, self._scores(jobs, pieces, hidden, ragged), self._lasts(jobs, pieces, hidden, ragged))
+
+    def _step(self, jobs: Sequence[Job], ragged: Ragged) -> tuple[Tensor, State]:
+        """Read the jobs token by token: hidden [T, D] in packed order, and the state of those read last."""
+        state = self._sources(jobs) or self.model.new_state(len(jobs))
+        live = list(range(len(jobs)))
+        parts: list[Tensor] = []
+        places: list[int] = []
+        for t in range(max(ragged.lengths)):
+            stay = [at for at, row in enumerate(live) if ragged.lengths[row] > t]
+            if len(stay) < len(live):
+                live, state = [live[at] for at in stay], state.select(stay)
+            tokens = torch.tensor([int(jobs[row].ids[t]) for row in live], device=self._device)
+            parts.append(self.model.step(tokens, state))
+            places += [ragged.starts[row] + t for row in live]
+        read = torch.cat(parts)
+        hidden = torch.empty_like(read)
+        hidden[torch.tensor(places, device=self._device)] = read
+        return hidden, state
 
     def _sources(self, jobs: Sequence[Job]) -> State | None:
         """The states the rows go on from; rows of one batch are selected together."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from evalsuite.backends import native
 from evalsuite.backends.native import NativeBackend, describe, windows
 from evalsuite.types import Decision, Generate, LogLikelihood, Prompt, Request, Response, Rolling
 from gdn2.mixers import linear
@@ -222,3 +223,27 @@ def _ids(request: Request) -> list[int]:
             return [*request.context.ids.tolist(), *request.continuation.ids.tolist()]
         case Rolling():
             return request.document.ids.tolist()
+
+
+def test_short_continuations_are_stepped_and_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token form up to a length, chunk form beyond: the request's length alone decides, so nothing else moves it."""
+    rng = random.Random(11)
+    context = prompt(rng, 70)
+    asked: list[Request] = [LogLikelihood(context, prompt(rng, n)) for n in (1, 2, 3, 4, 3, 2, 40, 3)]
+    asked += [LogLikelihood(prompt(rng, n), prompt(rng, 3)) for n in (1, 64, 99)]
+    backend = make()
+    steps: list[int] = []
+    step = backend.model.step
+
+    def counted(ids: torch.Tensor, state: object) -> torch.Tensor:
+        steps.append(len(ids))
+        return step(ids, state)
+
+    monkeypatch.setattr(backend.model, "step", counted)
+    together = answers(backend, asked)
+    assert sum(steps) == 2 * 1 + 6 * 2  # of the continuations of two and of three tokens, all but the last
+    assert together == [answers(make(), [request])[0] for request in asked]
+    assert together == answers(make(128, 2), asked) == answers(make(share_prefixes=False), asked)
+    monkeypatch.setattr(native, "STEPPED", {})
+    for (_, stepped, *_), (_, chunked, *_) in zip(together, answers(make(), asked), strict=True):
+        assert stepped == pytest.approx(chunked, abs=1e-4)
