@@ -351,6 +351,10 @@ def load(
     where = torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device!r} is not there: torch sees no GPU")
+    if where.index is not None and where.type == "cuda":
+        if where.index >= torch.cuda.device_count():
+            raise UserError(f"device {device!r} is not there: torch sees {torch.cuda.device_count()} GPUs")
+        torch.cuda.set_device(where)  # Triton launches on the current one
     kind = getattr(torch, dtype) if dtype else torch.float32 if where.type == "cpu" else torch.bfloat16
     loaded = open_model(source, device=where, dtype=kind, options=options)
     if loaded.tokenizer is None:

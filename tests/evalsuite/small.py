@@ -11,6 +11,13 @@ from gdn2.models import Decoder, ModelConfig
 
 MIXERS = {
     "gdn2": {"mixer": "gdn2", "n_heads": 2, "d_key": 16, "d_value": 16},
+    "gdn": {"mixer": "gdn", "n_heads": 2, "d_key": 16, "d_value": 16},
+    "kda": {"mixer": "kda", "n_heads": 2, "d_key": 16, "d_value": 16},
+    "deltanet": {"mixer": "deltanet", "n_heads": 2, "d_key": 16, "d_value": 16},
+    "mamba2": {"mixer": "mamba2", "n_heads": 4, "d_head": 16, "d_state": 16},
+    "mamba3-siso": {"mixer": "mamba3", "n_heads": 4, "d_head": 16, "d_state": 16},
+    "mamba3-mimo": {"mixer": "mamba3", "n_heads": 4, "d_head": 16, "d_state": 16, "rank": 2},
+    "window": {"mixer": "attention", "n_heads": 2, "d_head": 16, "window": 48},
     "full": {"mixer": "attention", "n_heads": 2, "d_head": 16},
 }
 

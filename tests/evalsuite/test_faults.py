@@ -10,12 +10,13 @@ import torch
 from evalsuite import runfile
 from evalsuite.backends import memory
 from evalsuite.backends.memory import Shelf, cache_bytes_per_token, held_budget, raise_if_lost, too_large
+from evalsuite.backends.native import load
 from evalsuite.plan import Ask, make_plan
 from evalsuite.runner import run
 from evalsuite.show import outcome_line
 from evalsuite.store import read_records
 from evalsuite.types import Generate, Rolling
-from gdn2.errors import DeviceLostError, SelfCheckError
+from gdn2.errors import DeviceLostError, SelfCheckError, UserError
 from gdn2.models import State
 
 ASK = Ask((256, 512), 3)
@@ -289,3 +290,15 @@ def test_states_move_off_a_gpu_and_come_back(small):
     backend.shelf = Shelf(1)
     assert small.answers(backend, asked) == expected
     assert backend.shelf.moved_bytes > 0
+
+
+def test_a_process_works_on_its_own_gpu(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    with pytest.raises(UserError, match="device 'cuda:2' is not there: torch sees 2 GPUs"):
+        load("nowhere", device="cuda:2")
+    with pytest.raises(UserError):  # there is no such model
+        load("nowhere", device="cuda:1")
+    assert chosen == [torch.device("cuda:1")]
