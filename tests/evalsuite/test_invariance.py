@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -34,12 +35,25 @@ def draw(small, rng):
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32))
 def test_no_answer_depends_on_the_rest(small, pattern, seed):
-    rng = random.Random(seed)
+    check(small, pattern, random.Random(seed))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pattern", PATTERNS, ids="+".join)
+def test_nor_on_a_gpu_in_bf16(small, pattern):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    for seed in range(4):
+        check(small, pattern, random.Random(seed), gpu=True)
+
+
+def check(small, pattern, rng, gpu=False):
+    """Answer some requests alone, then shuffled and together under a random budget."""
     asked = draw(small, rng)
-    alone = [small.answers(small.make(pattern), [request])[0] for request in asked]
+    alone = [small.answers(small.make(pattern, gpu=gpu), [request])[0] for request in asked]
     order = rng.sample(range(len(asked)), len(asked))
     backend = small.make(
-        pattern, rng.choice([64, 128, 192, 8192]), rng.choice([1, 2, 3, 64]), share_prefixes=rng.random() < 0.7
+        pattern, rng.choice([64, 128, 192, 8192]), rng.choice([1, 2, 3, 64]), rng.random() < 0.7, gpu=gpu
     )
     found = small.answers(backend, [asked[i] for i in order])
     assert [found[order.index(i)] for i in range(len(asked))] == alone
