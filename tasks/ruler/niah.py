@@ -30,6 +30,7 @@ from tasks.ruler.splice import Splicer, Stream
 from tasks.ruler.templates import NIAH_TASKS, Niah, query_of
 from tasks.ruler.words import LIST_DIGESTS, PATTERNS
 
+LAST_OFFSET = 100_000  # sentences
 METRIC = "string_match_all"
 BUDGET = 128
 PROFILES = ("exact", *compat.PROFILES)
@@ -191,14 +192,19 @@ def _checked(task: NiahTask, setting: Setting) -> tuple[int, int, int]:
 
 
 def _whole(text: str, name: str, least: int) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) < least:
-        raise UserError(f"{name} must be a whole number of at least {least}, got {text!r}")
+    if not (text.isascii() and text.isdigit() and len(text) < 19) or int(text) < least:
+        raise UserError(f"{name} must be a whole number of at least {least}, got {text[:40]!r}")
     return int(text)
 
 
 def _offset(setting: Setting) -> int | None:
     text = setting.options.get("haystack_offset", "0")
-    return None if text == "random" else _whole(text, "haystack_offset (or `random`)", 0)
+    if text == "random":
+        return None
+    offset = _whole(text, "haystack_offset (or `random`)", 0)
+    if offset > LAST_OFFSET:
+        raise UserError(f"haystack_offset {text!r} is beyond {LAST_OFFSET}: every sentence before it is tokenized")
+    return offset
 
 
 @lru_cache(maxsize=4)

@@ -104,6 +104,8 @@ BAD = [
     (Setting("exact", 1024, options={"budget": "²"}), "budget"),
     (Setting("exact", 1024, options={"haystack_offset": "-1"}), "haystack_offset"),
     (Setting("exact", 1024, options={"haystack_offset": "some"}), "random"),
+    (Setting("exact", 1024, options={"haystack_offset": "100001"}), "beyond 100000"),
+    (Setting("exact", 1024, options={"haystack_offset": "9" * 5000}), "haystack_offset"),
     (Setting("nvidia-main", 1024, options={"haystack_offset": "3"}), "haystack_offset"),
     (Setting("exact", 64), "too short"),
     (Setting("exact", 200), "use at least"),
