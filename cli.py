@@ -6,6 +6,7 @@ a terminal would obey.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -356,6 +357,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _refuse(f"{message}; see gdn2-eval --help", 2)
             except typer.Abort:
                 return _refuse("aborted", 2)
+            except OSError as problem:
+                if problem.errno != errno.ENAMETOOLONG:
+                    raise
+                return _refuse(f"{quoted(problem.filename)} is too long for a path", 2)
     except Interrupted as problem:
         return _refuse(str(problem), 128 + problem.number)
     except Exception as problem:

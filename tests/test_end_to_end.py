@@ -155,3 +155,24 @@ def test_the_wait_policy_of_the_user_stays(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     env.let_idle_threads_sleep()
     assert env.get("OMP_WAIT_POLICY") == "active"
+
+
+LONG = [["list", "runs", "--out"], ["show", "checkpoint"], ["convert", "gdn2-tiny", "--to", "fla"]]
+
+
+@pytest.mark.parametrize("arguments", LONG)
+def test_a_path_too_long_for_the_system_is_one_line(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    for long in ("x" * 300, "../" * 2000):
+        code = cli.main([*arguments, long])
+        out, err = capsys.readouterr()
+        assert (code, out) == (2, "") and err.endswith(" is too long for a path\n") and len(err) < 200
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_is_no_file_for_samples(root, capsys):
+    tokenizer = str(root / "gdn2" / "zoo" / "tokenizer.json")
+    code = cli.main(["data", "ruler", "--task", "niah_single_2", "--length", "512", "--tokenizer", tokenizer,
+                     "--samples", "1", "--out", "/"])  # fmt: skip
+    out, err = capsys.readouterr()
+    assert (code, out, err) == (6, "", "error: cannot write /: it is a directory\n")

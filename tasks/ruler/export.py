@@ -73,6 +73,8 @@ def write_samples(task: NiahTask, setting: Setting, tokenizer: Tokenizer, out: P
     count = len(task.samples(setting, tokenizer))
     if count == 0:
         raise UserError("samples must be at least 1, got 0")
+    if not out.name:
+        raise StorageError(f"cannot write {out}: it is a directory")
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         try:
