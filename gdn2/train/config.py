@@ -79,7 +79,8 @@ class Documents:
     def mixture(self) -> dict[str, Any]:
         """The fields of the source's own configuration."""
         ranges = {name: _as_range(getattr(self, name)) for name in ("length", "needles", "questions")}
-        return {"kinds": dict(self.kinds), "text_weight": self.text_weight, "bare": self.bare, "short": self.short, **ranges}
+        plain = {"text_weight": self.text_weight, "bare": self.bare, "short": self.short}
+        return {"kinds": dict(self.kinds), **plain, **ranges}
 
 
 @dataclass(frozen=True)
