@@ -86,16 +86,22 @@ class Reader:
         self.rows = rows
         self.tokens_read = 0
         self._shelf = shelf
-        self._stack: list[Job] = []
+        self._whole: list[Job] = []
+        self._stepped: list[Job] = []
         self._device = model.embed.weight.device
 
     def push(self, job: Job) -> None:
-        self._stack.append(job)
+        (self._stepped if job.stepped else self._whole).append(job)
         if job.source is not None:
             self._shelf.put(job.source.state)
 
     def __bool__(self) -> bool:
         return bool(self._stack)
+
+    @property
+    def _stack(self) -> list[Job]:
+        """The jobs to read next: token by token first, since they are many and short and free their states."""
+        return self._stepped or self._whole
 
     def run_batch(self) -> None:
         """Read one batch of jobs and tell each that is through.
@@ -107,7 +113,7 @@ class Reader:
         try:
             found = self._read(jobs, pieces)
         except torch.OutOfMemoryError:
-            self._stack += jobs[::-1]
+            (self._stepped if jobs[0].stepped else self._whole).extend(jobs[::-1])
             raise
         self.tokens_read += sum(map(len, pieces))
         for row, (job, piece) in enumerate(zip(jobs, pieces, strict=True)):
@@ -140,11 +146,9 @@ class Reader:
         """The newest jobs of one form that fit the budget; only a job alone in its batch is cut."""
         jobs: list[Job] = []
         room = self.batch_tokens
-        while self._stack and len(jobs) < self.rows:
-            newest = self._stack[-1]
-            if jobs and (len(newest.ids) > room or newest.stepped != jobs[0].stepped):
-                break
-            jobs.append(self._stack.pop())
+        stack = self._stack
+        while stack and len(jobs) < self.rows and (not jobs or len(stack[-1].ids) <= room):
+            jobs.append(stack.pop())
             room -= len(jobs[-1].ids)
         return jobs, [job.ids[: self.batch_tokens] for job in jobs]
 
