@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint slow gpu clean
+.PHONY: demo test figures slow gpu clean
 
 demo: $(VENV)/.package
 	$(BIN)/gdn2-eval run --model gdn2-tiny --tasks niah-paper --lengths 256,512,1k,2k --samples 100 --budget 48 --out results
@@ -18,6 +18,10 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 -q
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+figures: $(VENV)/.package
+	$(BIN)/gdn2-eval plot --runs results/zoo --out results/zoo --format png
+	$(BIN)/gdn2-eval tables --runs results/zoo --published none --out results/zoo/table.md
 
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow and not gpu" -q

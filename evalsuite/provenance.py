@@ -48,7 +48,7 @@ def collect(root: Path = ROOT) -> dict[str, object]:
     return {
         "code": code(root),
         "python": sys.version.split()[0],
-        "platform": platform.platform(),
+        "platform": platform.system(),
         "machine": platform.machine(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "environment": {name: value for name in VARIABLES if (value := env.get(name))},

@@ -81,12 +81,13 @@ def settings(directory: Path) -> list[tuple[str, str]]:
 
 
 def cells(records: Iterable[Record]) -> list[CellScore]:
-    """Mean and counts of every metric, by task, protocol, length and data, in the order of the records."""
+    """Mean and counts of every metric, by task, protocol, length and data, in that order."""
     groups: dict[tuple[object, ...], list[Record]] = {}
     for record in records:
         key = (record.task, record.protocol, record.length, record.metric, record.data)
         groups.setdefault(key, []).append(record)
-    return [_cell(group) for group in groups.values()]
+    order = sorted(groups, key=lambda key: tuple(str(part) if i != 2 else part or 0 for i, part in enumerate(key)))
+    return [_cell(groups[key]) for key in order]
 
 
 def sample(directory: Path, sample_id: str, warn: Warn) -> list[Record]:

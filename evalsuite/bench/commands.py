@@ -58,12 +58,13 @@ def add(app: typer.Typer, echo: Echo, echo_table: EchoTable) -> None:
         """Say what would run here, and why."""
         from gdn2.kernels.doctor import examine, look
 
+        table = compiled(target, only) if compile_ else None  # first: a wrong target prints nothing else
         for finding in examine(look()):
             mark = "" if finding.kind == "ok" else f"{finding.kind}: "
             echo(f"{finding.subject:12} {mark}{finding.text}")
-        if compile_:
+        if table is not None:
             echo("")
-            echo_table(*compiled(target, only))
+            echo_table(*table)
 
     @group.command()
     def kernels(

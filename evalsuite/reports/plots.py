@@ -217,7 +217,7 @@ def _heat(ax: Axes, frame: pd.DataFrame, row: Row, columns: list[Column], bins: 
             few = Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="////", edgecolor=ink, linewidth=0, alpha=0.45)
             ax.add_patch(few)
         ax.text(x, y, f"{means[y, x]:.0f}", ha="center", va="center", fontsize=4.5, color=ink)
-    size = 7 if len(columns) <= 5 else 5
+    size = 7 if len(columns) <= 4 else 5
     ax.set_xticks(range(len(columns)), [length_label(column.length) for column in columns], fontsize=size)
     ax.set_yticks([-0.5, bins / 2 - 0.5, bins - 0.5], ["0", "50", "100"])
     ax.grid(False)

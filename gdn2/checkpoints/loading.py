@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -164,11 +165,10 @@ def find(name: str, options: Options) -> Path | None:
         return hub.download(name, allow_pickle=options.allow_pickle_weights, offline=options.offline)
     if name in PRESETS:
         return None
-    if not Path(name).exists():
-        raise UserError(
-            f"no model {name!r}: not in the zoo ({', '.join(zoo.names())}), no preset ({', '.join(PRESETS)}), "
-            "no path, and not hf:OWNER/REPO"
-        )
+    if not name or not Path(name).exists():
+        close = get_close_matches(name, list(dict.fromkeys([*zoo.names(), *PRESETS])), n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "`gdn2-eval list models` names the known ones"
+        raise UserError(f"no model {name[:80]!r}: neither a known name, nor a path, nor hf:OWNER/REPO; {hint}")
     return Path(name)
 
 
