@@ -31,9 +31,10 @@ gpu: $(VENV)/.dev
 
 $(VENV)/.torch: Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed; name one with make PYTHON=..." >&2; exit 1; }
-	@if $(PYTHON) -c 'import torch' 2>/dev/null; \
-	then $(PYTHON) -m venv --system-site-packages $(VENV); \
-	else $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q "$(TORCH)"; fi
+	$(PYTHON) -m venv --system-site-packages $(VENV)
+	@# A virtual environment's own packages are not its children's: look from inside the new one.
+	@$(BIN)/python -c 'import sys, torch; sys.exit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11))' 2>/dev/null \
+	|| { $(PYTHON) -m venv --clear $(VENV) && $(BIN)/python -m pip install -q "$(TORCH)"; }
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.torch pyproject.toml
