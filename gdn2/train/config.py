@@ -74,12 +74,11 @@ class Documents:
     questions: Range | int = 1
     text_weight: float = 0.1
     bare: bool = False
-    short: float = 0.0
 
     def mixture(self) -> dict[str, Any]:
         """The fields of the source's own configuration."""
         ranges = {name: _as_range(getattr(self, name)) for name in ("length", "needles", "questions")}
-        plain = {"text_weight": self.text_weight, "bare": self.bare, "short": self.short}
+        plain = {"text_weight": self.text_weight, "bare": self.bare}
         return {"kinds": dict(self.kinds), **plain, **ranges}
 
 

@@ -59,8 +59,6 @@ class Mixture:
         questions: fewest and most questions about it, never more than it has needles.
         text_weight: loss weight of every token that is not part of an answer; answers have weight 1.
         bare: leave out instruction and question, keep haystack and answer prefix: for documents below 120 tokens.
-        short: share of the questions that leave out the words between key and answer. The value then comes as soon
-            after the key as in the needle, which is how a model first learns to tell needles apart by their keys.
     """
 
     kinds: Mapping[str, float]
@@ -69,7 +67,6 @@ class Mixture:
     questions: tuple[int, int] = (1, 1)
     text_weight: float = 0.1
     bare: bool = False
-    short: float = 0.0
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.kinds if kind not in KINDS]
@@ -79,8 +76,6 @@ class Mixture:
             low, high = getattr(self, name)
             if not 1 <= low <= high:
                 raise UserError(f"{name} [{low}, {high}] must be two rising whole numbers from 1")
-        if not 0 <= self.short <= 1:
-            raise UserError(f"short {self.short} must be a share from 0 to 1")
         if not 0 <= self.text_weight < 1:
             raise UserError(f"text_weight {self.text_weight} must lie in [0, 1): answers have weight 1")
 
@@ -136,8 +131,7 @@ class EpisodeStream:
         keys = self._draw(rng, task.key, n_needles)
         values = self._draw(rng, task.value, n_needles)
         asked = rng.sample(range(n_needles), min(n_needles, rng.randint(*self._mixture.questions)))
-        short = [rng.random() < self._mixture.short for _ in asked]
-        head, needles, questions, answers = self._encode(task, keys, values, list(zip(asked, short, strict=True)))
+        head, needles, questions, answers = self._encode(task, keys, values, asked)
         room = length - 3 - len(head) - sum(map(len, chain(needles, questions, answers)))
         hay = self._noise_hay(rng, room, needles) if kind == "noise" else self._essay_hay(rng, room, needles)
         parts: list[Sequence[int] | Ids] = [[self._eos], head, *hay]
@@ -163,24 +157,17 @@ class EpisodeStream:
         return list(out)
 
     def _encode(
-        self, task: Niah, keys: list[str], values: list[str], asked: list[tuple[int, bool]]
+        self, task: Niah, keys: list[str], values: list[str], asked: list[int]
     ) -> tuple[list[int], list[list[int]], list[list[int]], list[list[int]]]:
         """Ids of the introduction, of each needle with the separator before it, of each question, of each answer.
-
-        `asked`: which needles, and whether in the short form.
 
         The newline after the introduction goes with it where sentences follow, with the first line otherwise.
         """
         bare, lines = self._mixture.bare, task.separator == "\n"
         head = "" if bare else task.introduction + ("" if lines else "\n")
         needles = [task.separator + task.needle(key, value) for key, value in zip(keys, values, strict=True)]
-        questions = []
-        for j, short in asked:
-            question = task.answer_prefix(keys[j])
-            if short:
-                question = question.replace(f"{keys[j]} mentioned in the provided text", keys[j])
-            questions.append("\n" + ("" if bare or short else task.question(keys[j]) + " ") + question)
-        ids = self._tokenizer.encode_batch([head, *needles, *questions, *(f" {values[j]}." for j, _ in asked)])
+        questions = ["\n" + ("" if bare else task.question(keys[j]) + " ") + task.answer_prefix(keys[j]) for j in asked]
+        ids = self._tokenizer.encode_batch([head, *needles, *questions, *(f" {values[j]}." for j in asked)])
         n, q = len(keys), len(asked)
         return ids[0], ids[1 : n + 1], ids[n + 1 : n + q + 1], ids[n + q + 1 :]
 
