@@ -26,6 +26,7 @@ from evalsuite import options as opt
 from evalsuite.bench import commands as bench
 from evalsuite.interrupt import Interrupted, Signals
 from evalsuite.names import aligned, one_line, plain, quoted, refuse_unusable, task_options
+from evalsuite.reports import commands as reports
 from gdn2 import env
 from gdn2.errors import StorageError, UserError
 
@@ -230,41 +231,9 @@ def show(
 
 bench.add(app, echo, echo_table)
 checkpoints.add(app, echo)
+reports.add(app, echo, warn)
 data = typer.Typer(help="Write samples, fetch what they need.", rich_markup_mode=None)
 app.add_typer(data, name="data")
-
-
-@app.command()
-def tables(
-    runs: opt.Runs = None,
-    out: Annotated[
-        Path | None, typer.Option(parser=opt.directory, metavar="FILE", help="File to write: .md, .tex or .csv.")
-    ] = None,
-    form: Annotated[
-        str, typer.Option("--format", help="text, markdown, latex or csv, where there is no --out.")
-    ] = "text",
-    published: Annotated[str, typer.Option(help="The paper's figures: matched, all or none.")] = "matched",
-    check: Annotated[bool, typer.Option("--check", help="Compare --out with the records, write nothing.")] = False,
-) -> None:
-    """Show scores by task and context length with intervals, the paper's beside them.
-
-    gdn2-eval tables --runs results --out results/tables/ruler.md
-    """
-    from evalsuite.reports import commands
-
-    echo(commands.tables(runs or [], out, form, published, check, warn))
-
-
-@app.command()
-def plot(
-    runs: opt.Runs = None,
-    out: opt.Out = Path("results/figures"),
-    form: Annotated[str, typer.Option("--format", help="png, svg, pdf, separated by commas.")] = "png,svg",
-) -> None:
-    """Draw accuracy against context length, and by the depth of the needle."""
-    from evalsuite.reports import commands
-
-    echo(commands.plot(runs or [], out, form, warn))
 
 
 @data.command("ruler")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from evalsuite.reports import commands
+from evalsuite.reports import actions
 from gdn2.errors import DataError, UserError
 
 
@@ -14,7 +14,7 @@ def warnings():
 @pytest.fixture
 def tables(synthetic, warnings):
     def call(out=None, form="text", published="matched", check=False, runs=None):
-        return commands.tables(runs or [synthetic.HOME], out, form, published, check, warnings.append)
+        return actions.tables(runs or [synthetic.HOME], out, form, published, check, warnings.append)
 
     return call
 
@@ -57,16 +57,16 @@ def test_wrong_options_are_refused_by_name(tables, tmp_path):
 def test_results_is_the_default_place(tmp_path, monkeypatch, synthetic, warnings):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="no records at 'results'"):
-        commands.tables([], None, "text", "none", False, warnings.append)
+        actions.tables([], None, "text", "none", False, warnings.append)
     (tmp_path / "results").symlink_to(synthetic.HOME)
-    assert "synthetic-kda" in commands.tables([], None, "text", "none", False, warnings.append)
+    assert "synthetic-kda" in actions.tables([], None, "text", "none", False, warnings.append)
 
 
 def test_damaged_records_are_named_then_counted(synthetic, tables, tmp_path, warnings):
     good = (synthetic.HOME / "runs" / "synthetic-kda" / "records.jsonl").read_text()
     (tmp_path / "records.jsonl").write_text(good + "{}\n" * 30)
     tables(runs=[tmp_path])
-    assert len(warnings) == commands.NAMED + 1
+    assert len(warnings) == actions.NAMED + 1
     assert "records.jsonl:65: damaged record" in warnings[0]
     assert warnings[-1] == "25 more damaged records are left out"
 
@@ -79,7 +79,7 @@ def test_a_file_that_holds_no_records_gives_no_table(tables, tmp_path):
 
 
 def test_plots_are_written_once_a_kind(synthetic, tmp_path, warnings):
-    said = commands.plot([synthetic.HOME], tmp_path / "figures", "png, SVG,png", warnings.append)
+    said = actions.plot([synthetic.HOME], tmp_path / "figures", "png, SVG,png", warnings.append)
     names = ["accuracy.png", "accuracy.svg", "depth.png", "depth.svg"]
     assert said.splitlines() == [f"wrote {tmp_path / 'figures' / name}" for name in names]
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == names
@@ -88,4 +88,4 @@ def test_plots_are_written_once_a_kind(synthetic, tmp_path, warnings):
 @pytest.mark.parametrize("kinds", ["gif", "", "png,,svg"])
 def test_unknown_kinds_of_plots_are_refused(synthetic, tmp_path, warnings, kinds):
     with pytest.raises(UserError, match="plot format '.*' is unknown; known: pdf, png, svg"):
-        commands.plot([synthetic.HOME], tmp_path, kinds, warnings.append)
+        actions.plot([synthetic.HOME], tmp_path, kinds, warnings.append)
