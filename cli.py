@@ -132,6 +132,7 @@ def run(
 def train(
     config: Annotated[Path, typer.Argument(help="TOML file; the zoo's own are in gdn2/zoo.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", parser=opt.directory, metavar="DIRECTORY", help="Gets log and model.")],
+    preset: Annotated[str | None, typer.Option(help="Train this one instead of the preset of CONFIG.")] = None,
     device: opt.Device = "auto",
 ) -> None:
     """Train a model. Safe to kill: the same command goes on where it stopped.
@@ -144,7 +145,7 @@ def train(
     from gdn2.train.loop import train as go
     from tasks.ruler.episodes import open_episodes
 
-    settings = load_config(config)
+    settings = load_config(config, preset)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device.startswith("cuda") and not torch.cuda.is_available():

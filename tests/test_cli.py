@@ -35,7 +35,7 @@ SURFACE = {
     "show": "run path --sample --out --allow-pickle-weights --set",
     "tables": "--runs --out --format --published --check",
     "plot": "--runs --out --format",
-    "train": "config --out --device",
+    "train": "config --out --preset --device",
     "doctor": "--compile --target --only",
     "bench kernels": "--ops --mixers --only --peer-shapes --rounds --device --out",
     "bench engine": "--model --lengths --against --prompts --new-tokens --batches --rounds --device --dtype --out",

@@ -65,7 +65,7 @@ SCALES: dict[str, Scale] = {
         },
     ),
     "tiny": Scale(
-        128, 4, 2048, (2, 64), (4, 64, 32), (2, 64), 256, 1024, True,
+        128, 4, 2048, (2, 64), (4, 64, 32), (2, 64), 128, 1024, True,
         {
             "transformer": 416, "mamba2": 304, "mamba3-siso": 304, "mamba3-mimo": 224,
             "deltanet": 416, "gdn": 368, "kda": 320, "gdn2": 240,

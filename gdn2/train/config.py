@@ -11,12 +11,13 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from gdn2.errors import UserError
-from gdn2.models import ModelConfig
+from gdn2.models import PRESETS, ModelConfig
 
 Range = tuple[int, int]  # smallest and largest
 
@@ -56,6 +57,7 @@ class Run:
     log_every: int = 20  # steps
     evaluate_every: int = 500
     checkpoint_every: int = 500
+    stored: str | None = None  # dtype of the written model: float16, bfloat16 or float32; left out: as trained, fp32
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,14 @@ class TrainConfig:
         return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def load_config(path: Path) -> TrainConfig:
-    """Read a configuration.
+def load_config(path: Path, preset: str | None = None) -> TrainConfig:
+    """Read a configuration; `preset` takes the place of the one its [model] names, and of the run's name.
 
     Raises:
         UserError: the file cannot be read, or an entry is unknown, missing, of the wrong type or out of range.
     """
+    if preset is not None and preset not in PRESETS:
+        raise UserError(_unknown(preset))
     try:
         text = path.read_text(encoding="utf-8")
         data = tomllib.loads(text)
@@ -136,6 +140,10 @@ def load_config(path: Path) -> TrainConfig:
     except ValueError as error:
         raise UserError(f"{path} is not TOML: {error}") from error
     try:
+        if preset is not None:
+            if not isinstance(data.get("model"), dict) or "preset" not in data["model"]:
+                raise ConfigError(("model",), f"--preset {preset} takes the place of one that [model] names; none here")
+            data |= {"name": preset, "model": {**data["model"], "preset": preset}}
         return parse(data, path.parent)
     except ConfigError as error:
         line = _line(text, error.where)
@@ -151,7 +159,7 @@ def parse(data: Mapping[str, Any], directory: Path) -> TrainConfig:
     if not tokenizer.is_file():
         raise ConfigError(("tokenizer",), f"tokenizer {data['tokenizer']!r} is not a file beside the configuration")
     try:
-        model = ModelConfig.from_dict({"name": name, **_convert(data["model"], dict, ("model",))})
+        model = _model(_convert(data["model"], dict, ("model",)), name)
     except (ValueError, TypeError) as error:
         raise ConfigError(("model",), str(error)) from error
     out = TrainConfig(
@@ -168,6 +176,22 @@ def parse(data: Mapping[str, Any], directory: Path) -> TrainConfig:
     return out
 
 
+def _model(table: Mapping[str, Any], name: str) -> ModelConfig:
+    """The model of a [model] table: all of it written out, or `preset` and what differs from that."""
+    base: dict[str, Any] = {}
+    if (preset := table.get("preset")) is not None:
+        if preset not in PRESETS:
+            raise ConfigError(("model", "preset"), _unknown(preset))
+        base = PRESETS[preset]().to_dict()
+    return ModelConfig.from_dict({**base, "name": name, **{k: v for k, v in table.items() if k != "preset"}})
+
+
+def _unknown(preset: object) -> str:
+    close = get_close_matches(str(preset), PRESETS, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "`gdn2-eval list models --long` names them"
+    return f"preset {str(preset)[:60]!r} is unknown; {hint}"
+
+
 def _check(config: TrainConfig) -> None:
     """Refuse values out of range."""
     positive = {"optimizer": ("lr", "clip", "accumulate", "eps"), "run": ("steps", "log_every", "checkpoint_every")}
@@ -178,6 +202,8 @@ def _check(config: TrainConfig) -> None:
                 raise ConfigError((table, name), f"{name} {value} must be above 0")
     if config.optimizer.min_lr < 0 or config.optimizer.min_lr > config.optimizer.lr:
         raise ConfigError(("optimizer", "min_lr"), f"min_lr {config.optimizer.min_lr} must lie in [0, lr]")
+    if config.run.stored not in (None, "float32", "bfloat16", "float16"):
+        raise ConfigError(("run", "stored"), f"stored {config.run.stored!r} must be float32, bfloat16 or float16")
     for name in ("beta1", "beta2"):
         if not 0 <= (value := getattr(config.optimizer, name)) < 1:
             raise ConfigError(("optimizer", name), f"{name} {value} must lie in [0, 1)")

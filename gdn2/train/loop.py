@@ -6,6 +6,7 @@ threads stays the same and `max_seconds` is unset: with it, learning rate and le
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -109,8 +110,10 @@ class _Run:
         if self.stopped is not None:
             return Outcome(self.at, None, self.stopped)
         self._evaluate()
-        extra = {"training": {**asdict(self.at), "digest": self.config.digest, "device": self._hardware()}}
-        native.save(self.out / MODEL, self.model, self.config.tokenizer, extra)
+        seed, stored = self.config.run.seed, self.config.run.stored
+        facts = {**asdict(self.at), "seed": seed, "digest": self.config.digest, "device": self._hardware()}
+        model = copy.deepcopy(self.model).cast(getattr(torch, stored)) if stored else self.model
+        native.save(self.out / MODEL, model, self.config.tokenizer, {"training": facts})
         return Outcome(self.at, self.out / MODEL, None)
 
     def progress(self) -> float:

@@ -1,11 +1,13 @@
 """Training configurations: what is read, and the one line a mistake gives."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import gdn2
 from gdn2.errors import UserError
+from gdn2.models import PRESETS
 from gdn2.train.config import load_config
 
 ZOO = Path(gdn2.__file__).parent / "zoo"
@@ -47,6 +49,22 @@ def test_every_configuration_of_the_zoo_is_valid() -> None:
         assert load_config(file).name == file.stem
 
 
+def test_a_preset_is_a_model_and_what_differs_is_said(tmp_path: Path) -> None:
+    table = TEXT.split("[model]")[1].split("[optimizer]")[0]
+    text = TEXT.replace(table, '\npreset = "kda-hybrid-tiny"\ntrain_length = 99\n')
+    assert load(tmp_path, text).model == replace(PRESETS["kda-hybrid-tiny"](), train_length=99)
+    other = load_config(tmp_path / "c.toml", "gdn-tiny")
+    assert other.model == replace(PRESETS["gdn-tiny"](), train_length=99)
+    assert (other.name, other.model.name) == ("gdn-tiny", "gdn-tiny")
+    with pytest.raises(UserError, match="line 4: preset 'gdn-tny' is unknown; did you mean gdn-tiny"):
+        load(tmp_path, text.replace("kda-hybrid-tiny", "gdn-tny"))
+    with pytest.raises(UserError, match="^preset 'zzz' is unknown; `gdn2-eval list models --long` names them"):
+        load_config(tmp_path / "c.toml", "zzz")
+    load(tmp_path, TEXT)
+    with pytest.raises(UserError, match=r"line 3: --preset gdn-tiny takes the place of one that \[model\] names"):
+        load_config(tmp_path / "c.toml", "gdn-tiny")
+
+
 def test_values_and_defaults(tmp_path: Path) -> None:
     config = load(tmp_path, TEXT)
     assert config.model.d_model == 16 and config.model.name == "t"
@@ -65,6 +83,7 @@ def test_values_and_defaults(tmp_path: Path) -> None:
         ("steps = 10", "steps = 10\nseconds = 1", "line 13: unknown key 'seconds'"),
         ("steps = 10", 'steps = "ten"', "line 12: steps = 'ten' must be a whole number"),
         ("steps = 10", "steps = true", "line 12: steps = True must be a whole number"),
+        ("steps = 10", 'steps = 10\nstored = "int8"', "line 13: stored 'int8' must be float32, bfloat16 or float16"),
         ("steps = 10", "steps = 0", "line 12: steps 0 must be above 0"),
         ("steps = 5", "steps = 5.5", "line 16: steps = 5.5 must be a whole number"),
         ("steps = 5\n", "", "line 13: stage 1 needs steps"),

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ import torch
 
 from gdn2.checkpoints import native
 from gdn2.errors import UserError
+from gdn2.models import PRESETS, Decoder
+from gdn2.models.decoder import FP32_PARAMETERS
+from gdn2.models.presets import SCALES
 from gdn2.train import loop
 from gdn2.train.loop import train
 from tests.gdn2.train.sources import open_copies
@@ -52,6 +56,20 @@ def test_loss_falls_and_the_checkpoint_loads(tiny, tmp_path: Path) -> None:
     model, header = native.load(outcome.model)
     assert model.config == config.model and header.extra["training"]["step"] == 60
     assert any("exact" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", [f"{model}-tiny" for model in SCALES["tiny"].d_ff])
+def test_every_model_of_the_line_up_trains_and_is_stored_small(tiny, tmp_path: Path, name: str) -> None:
+    config = replace(tiny(run={"steps": 2, "stored": "float16", "seed": 5}), model=PRESETS[name]())
+    model, header = native.load(train(config, tmp_path / "out", SOURCES).model)
+    assert header.config == config.model and header.extra["training"]["seed"] == 5
+    kinds = {key.rsplit(".", 1)[-1]: p.dtype for key, p in model.named_parameters()}
+    assert {kinds.pop(rate, torch.float32) for rate in FP32_PARAMETERS} == {torch.float32}
+    assert set(kinds.values()) == {torch.float16}
+    fresh = Decoder(config.model)
+    fresh.reset_parameters(5)
+    moved = [not torch.equal(a, b.to(a.dtype)) for a, b in zip(model.parameters(), fresh.parameters(), strict=True)]
+    assert all(moved)
 
 
 def test_accumulation_equals_one_large_batch(tiny, tmp_path: Path) -> None:
