@@ -49,11 +49,15 @@ class Ragged:
         return torch.tensor(self.starts, dtype=torch.int64, device=self.device)
 
     @cached_property
+    def counts(self) -> Tensor:
+        """`lengths` as int64 [N]."""
+        return torch.tensor(self.lengths, dtype=torch.int64, device=self.device)
+
+    @cached_property
     def sequence(self) -> Tensor:
         """Which sequence each token belongs to, int64 [T]."""
-        lengths = torch.tensor(self.lengths, dtype=torch.int64, device=self.device)
         index = torch.arange(self.n_sequences, device=self.device)
-        return torch.repeat_interleave(index, lengths, output_size=self.n_tokens)
+        return torch.repeat_interleave(index, self.counts, output_size=self.n_tokens)
 
     @cached_property
     def position(self) -> Tensor:

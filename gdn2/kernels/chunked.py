@@ -32,7 +32,9 @@ class _Chunks(NamedTuple):
 
     rows: Tensor  # int64 [P, C], index into the packed rows; T stands for a row of zeros
     active: list[int]  # sequences that still have a chunk at each step
-    order: list[int]  # sequences, longest first
+    order: Tensor  # int64 [N], sequences, longest first
+    back: Tensor  # int64 [N], where each sequence stands in `order`
+    sorted: bool  # whether that is the order they came in
 
 
 def delta_rule(rows: Rows, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +94,10 @@ def _split(lengths: tuple[int, ...], size: int, device: torch.device) -> _Chunks
         torch.arange(len(active), device=device), torch.tensor(active, device=device), output_size=sum(active)
     )
     index = starts[sequence, None] + step[:, None] * size + torch.arange(size, device=device)
-    return _Chunks(torch.where(index < ends[sequence, None], index, total), active, order)
+    place = torch.tensor(order, dtype=torch.int64, device=device)
+    back = torch.empty_like(place).index_copy_(0, place, torch.arange(len(order), device=device))
+    rows = torch.where(index < ends[sequence, None], index, total)
+    return _Chunks(rows, active, place, back, order == list(range(len(order))))
 
 
 def _gather(x: Tensor | None, index: Tensor) -> Tensor | None:
@@ -158,7 +163,7 @@ def _carry(
     size = read.shape[2]
     probes = read if y is None else torch.cat([read, y], dim=2)
     tail = tail.transpose(-1, -2).contiguous()
-    carried = state[chunks.order] if chunks.order != list(range(len(chunks.order))) else state
+    carried = state if chunks.sorted else state[chunks.order]
     finished: list[Tensor] = []
     readouts, written = [], []
     begin = 0
@@ -174,6 +179,4 @@ def _carry(
         written.append(w)
         carried = tail[now] @ w + (carried if keep is None else keep[now] * carried)  # Eq. 23
     last = torch.cat([carried, *reversed(finished)])
-    back = torch.empty(len(chunks.order), dtype=torch.int64, device=last.device)
-    back[torch.tensor(chunks.order, device=last.device)] = torch.arange(len(chunks.order), device=last.device)
-    return torch.cat(written), torch.cat(readouts), last[back]
+    return torch.cat(written), torch.cat(readouts), last[chunks.back]

@@ -103,8 +103,7 @@ class Decoder(nn.Module):
             y, new = layer.mixer(layer.mixer_input(x), ragged, None if state is None else state.layers[i])
             x = layer.add(x, y)
             layers.append(new)
-        seen = torch.tensor(ragged.lengths, dtype=torch.int64, device=ids.device)
-        return self._final(x), State(layers, seen if state is None else state.seen + seen)
+        return self._final(x), State(layers, ragged.counts.clone() if state is None else state.seen + ragged.counts)
 
     def step(self, ids: Tensor, state: State) -> Tensor:
         """One more token ids [N] of each sequence: hidden [N, D]; `state` moves on in place."""
