@@ -7,6 +7,7 @@ a terminal would obey.
 from __future__ import annotations
 
 import errno
+import importlib
 import io
 import os
 import sys
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evalsuite import checkpoints
+from evalsuite import checkpoints, data_commands
 from evalsuite import options as opt
 from evalsuite.bench import commands as bench
 from evalsuite.interrupt import Interrupted, Signals
@@ -105,6 +106,7 @@ def run(
     budget: opt.Budget = None,
     allow_pickle_weights: opt.Pickles = None, allow_bad_values: opt.BadValues = None, given: opt.Values = None,
     tokenizer: opt.TokenizerSource = None, bos: opt.Bos = None, offline: opt.Offline = None,
+    data: opt.Data = None,
     no_prefix_sharing: Annotated[
         bool | None, typer.Option("--no-prefix-sharing", help="Read what prompts have in common every time.")
     ] = None,
@@ -116,6 +118,8 @@ def run(
     """
     passed = {name: str(value) for name, value in locals().items() if value is not None and name != "dry_run"}
     refuse_unusable(passed)
+    if data is not None:
+        env.use_data(data)
 
     import tasks as registry
     from evalsuite.evaluate import Asked, Voice, evaluate
@@ -233,54 +237,7 @@ def show(
 bench.add(app, echo, echo_table)
 checkpoints.add(app, echo)
 reports.add(app, echo, warn)
-data = typer.Typer(help="Write samples, fetch what they need.", rich_markup_mode=None)
-app.add_typer(data, name="data")
-
-
-@data.command("ruler")
-def data_ruler(
-    task: Annotated[str, typer.Option(help="A RULER task, such as niah_single_2.")],
-    length: Annotated[str, typer.Option(help="Context length, generation budget included: 4096 or 4k.")],
-    tokenizer: Annotated[str, typer.Option(help="tokenizer.json, SentencePiece model, directory or hub name.")],
-    out: Annotated[
-        Path, typer.Option("--out", parser=opt.directory, metavar="FILE", help="File to write, JSON lines.")
-    ],
-    samples: Annotated[int, typer.Option(min=1, max=10**7, help="Samples to write.")] = 500,
-    profile: Annotated[str, typer.Option(help="How the task is asked; see `list profiles`.")] = "exact",
-    seed: opt.Seed = 42,
-    haystack: opt.Haystack = None,
-    haystack_offset: opt.Offset = None,
-    budget: opt.Budget = None,
-) -> None:
-    """Write RULER samples for use elsewhere."""
-    given = locals()
-    refuse_unusable(given)
-    from evalsuite.plan import parse_lengths
-    from gdn2.tokenizer import load_tokenizer
-    from tasks.ruler import commands
-
-    (tokens, *more) = parse_lengths(length)
-    if more:
-        raise UserError(f"length {quoted(length)} is more than one; a file holds one")
-    commands.find_task(task)
-    export = commands.Export(task, tokens, out, samples, profile, seed, task_options(given))
-    echo(commands.data_ruler(export, load_tokenizer(tokenizer)))
-
-
-@data.command("punkt")
-def data_punkt() -> None:
-    """Fetch NLTK's Punkt model of English, which the compatible profiles need."""
-    from tasks.ruler import commands
-
-    echo(commands.data_punkt())
-
-
-@data.command("essays")
-def data_essays() -> None:
-    """Fetch Paul Graham's essays, RULER's own haystack."""
-    from tasks.ruler import commands
-
-    echo(commands.data_essays())
+data_commands.add(app, echo, echo_table, lambda name: importlib.import_module(f"tasks.{name}.commands"))
 
 
 def echo_prompts(records: list[Record], passed: dict[str, str]) -> None:
@@ -289,6 +246,8 @@ def echo_prompts(records: list[Record], passed: dict[str, str]) -> None:
     from evalsuite import backends
     from evalsuite import show as reader
 
+    if "data" in passed:
+        env.use_data(Path(passed["data"]))
     backend = backends.load(passed["model"], device=passed["device"], dtype=passed.get("dtype"), given=passed)
     for record in {record.key: record for record in records}.values():
         title = f"{record.task} at {record.length}, sample {record.sample_id}"

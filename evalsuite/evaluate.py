@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evalsuite import backends, ranks, runfile, runner, show
 from evalsuite.names import task_options
-from evalsuite.plan import Ask, Plan, check_profile, make_plan, parse_lengths
+from evalsuite.plan import Ask, Plan, check_data, check_profile, make_plan, parse_lengths
 from evalsuite.progress import Bar, Lines, Progress, Silent
 from evalsuite.store import check_writable, read_index
 from evalsuite.types import Task
@@ -52,6 +52,7 @@ def evaluate(asked: Asked, voice: Voice, dry_run: bool, scores: Callable[[Path],
         ask = Ask(parse_lengths(asked.lengths), asked.samples, asked.profile, asked.seed, task_options(asked.passed))
         check_profile(asked.tasks, asked.profile)
         check_writable(asked.out / "runs")
+        check_data(asked.tasks, ask)
         backend = backends.load(
             asked.model, device=asked.device, dtype=asked.dtype, batch_tokens=asked.batch_tokens, given=asked.passed,
             share_prefixes=asked.share_prefixes,

@@ -39,6 +39,10 @@ Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampl
 Haystack = Annotated[str | None, typer.Option(help="bundled, essays, a text file or a directory of them.")]
 Offset = Annotated[str | None, typer.Option(help="First sentence of the haystack, or random: another for each sample.")]
 Budget = Annotated[int | None, typer.Option(min=1, max=2**16, help="Tokens a task may generate.")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", parser=directory, metavar="DIRECTORY", help="What `data fetch` brought; no network then."),
+]
 
 # How a checkpoint is opened; see `evalsuite.backends.opening`.
 Pickles = Annotated[

@@ -193,6 +193,13 @@ def check_profile(tasks: Sequence[Task], profile: str | None) -> None:
             raise UserError(f"task {task.name} has no profile {quoted(profile)}; it has {', '.join(task.protocols)}")
 
 
+def check_data(tasks: Sequence[Task], ask: Ask) -> None:
+    """Raise DataError where a task lacks what its samples are made from: before a model is loaded in vain."""
+    for task in tasks:
+        for setting in _settings(task, ask):
+            task.data_digest(setting)
+
+
 def option_digest(value: str) -> str:
     """`value`, or the sha256 of the file or directory it names: the run follows contents, not places."""
     path = Path(value)

@@ -16,6 +16,16 @@ def cache_dir() -> Path:
     return Path(get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gdn2-eval"
 
 
+def data_dir() -> Path:
+    """Where benchmark files are: $GDN2_DATA, which `--data` sets, else the cache."""
+    return Path(get("GDN2_DATA") or cache_dir())
+
+
+def use_data(directory: Path) -> None:
+    """Take benchmark files from `directory`, in this process and those it starts."""
+    os.environ["GDN2_DATA"] = str(directory)
+
+
 def launched() -> tuple[int, int]:
     """This process's rank and the number of processes, as torchrun says; (0, 1) without it."""
     return _count("RANK", 0), max(_count("WORLD_SIZE", 1), 1)

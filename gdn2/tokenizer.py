@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from gdn2 import env
 from gdn2.errors import CheckpointError, UserError
 
 if TYPE_CHECKING:
@@ -198,11 +199,16 @@ def load_tokenizer(source: str | Path, bos: BosPolicy = "auto") -> Tokenizer:
 def _from_hub(source: str) -> Path:
     if not _HUB_NAME.fullmatch(source):
         raise CheckpointError(f"tokenizer {source!r}: no such path, and not a hub name (hf:OWNER/REPO[@REVISION])")
+    repo, _, revision = source.removeprefix("hf:").partition("@")
+    kept = env.data_dir() / "tokenizers" / repo.replace("/", "--")
+    if kept.is_dir():
+        return kept
     import huggingface_hub
 
-    repo, _, revision = source.removeprefix("hf:").partition("@")
     with _Refusing(f"tokenizer {source}: no such path, and the hub gave none"):
-        found = huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES)
+        found = huggingface_hub.snapshot_download(
+            repo, revision=revision or None, allow_patterns=_HUB_FILES, local_files_only=bool(env.get("GDN2_DATA"))
+        )
     return Path(found)
 
 

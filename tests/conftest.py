@@ -15,6 +15,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(autouse=True)
+def default_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget afterwards which data directory a test's command line chose."""
+    monkeypatch.setenv("GDN2_DATA", "")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""

@@ -29,7 +29,7 @@ from gdn2.errors import UserError
 SURFACE = {
     "run": "--model --tasks --lengths --samples --profile --haystack --seed --out --device --dtype --batch-tokens "
     "--haystack-offset --budget --allow-pickle-weights --allow-bad-values --set --tokenizer --bos --offline "
-    "--no-prefix-sharing --dry-run",
+    "--data --no-prefix-sharing --dry-run",
     "convert": "source target --to --allow-pickle-weights --allow-bad-values --set --tokenizer --offline",
     "list": "what --out",
     "show": "run path --sample --out --allow-pickle-weights --set",
@@ -39,6 +39,9 @@ SURFACE = {
     "doctor": "--compile --target --only",
     "bench kernels": "--ops --mixers --only --peer-shapes --rounds --device --out",
     "bench engine": "--model --lengths --against --prompts --new-tokens --batches --rounds --device --dtype --out",
+    "data fetch": "names --to --tokenizer",
+    "data check": "directory",
+    "data import": "task file --to",
     "data ruler": "--task --length --tokenizer --out --samples --profile --seed --haystack --haystack-offset --budget",
     "data punkt": "",
     "data essays": "",

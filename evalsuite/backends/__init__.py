@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from evalsuite import ranks
 from evalsuite.names import quoted, suggest
-from evalsuite.types import Backend
-from gdn2 import zoo
+from evalsuite.types import Backend, Tokenizer
+from gdn2 import env, zoo
 from gdn2.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def opening(given: Mapping[str, object]) -> Options:
         allow_bad_values=bool(given.get("allow_bad_values")),
         tokenizer=str(given["tokenizer"]) if given.get("tokenizer") else None,
         bos={"yes": "yes", "no": "no"}.get(str(given.get("bos")), "auto"),  # type: ignore[arg-type]
-        offline=bool(given.get("offline")),
+        offline=bool(given.get("offline") or env.get("GDN2_DATA")),
         values={name.strip(): value.strip() for name, _, value in pairs},
     )
 
@@ -82,6 +82,13 @@ def load(
         model, device=_resolved(device), dtype=dtype, batch_tokens=batch_tokens, options=options,
         share_prefixes=share_prefixes,
     )  # fmt: skip
+
+
+def open_tokenizer(source: str) -> Tokenizer:
+    """The tokenizer of a file, directory or hub name. Raises CheckpointError where there is none."""
+    from gdn2.tokenizer import load_tokenizer
+
+    return load_tokenizer(source)
 
 
 def _preset(name: str) -> bool:

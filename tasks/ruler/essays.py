@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gdn2 import env
 from gdn2.errors import DataError
-from tasks.ruler import fetch
+from tasks.data import fetch
 
 BASE_URL = (
     "https://raw.githubusercontent.com/gkamradt/LLMTest_NeedleInAHaystack/"
@@ -32,7 +32,7 @@ def manifest(path: Path = MANIFEST) -> dict[str, str]:
 
 def folder() -> Path:
     """Where the downloaded essays are kept."""
-    return env.cache_dir() / "essays"
+    return env.data_dir() / "essays"
 
 
 def find() -> Path:

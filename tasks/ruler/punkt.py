@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gdn2 import env
 from gdn2.errors import DataError
-from tasks.ruler import fetch
+from tasks.data import fetch
 
 URL = "https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/tokenizers/punkt_tab.zip"
 DIGESTS = {
@@ -27,7 +27,7 @@ _PLACE = Path("tokenizers", "punkt_tab", "english")
 
 
 def _home() -> Path:
-    return env.cache_dir() / "nltk_data" / _PLACE
+    return env.data_dir() / "nltk_data" / _PLACE
 
 
 def _intact(folder: Path) -> bool:

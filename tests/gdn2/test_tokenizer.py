@@ -246,8 +246,9 @@ def test_missing_things(small: Path, tmp_path: Path) -> None:
 def test_hub_names(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def snapshot(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def snapshot(repo: str, revision: str | None, allow_patterns: list[str], local_files_only: bool) -> str:
         asked.append((repo, revision))
+        assert not local_files_only
         assert "tokenizer.json" in allow_patterns and not any("safetensors" in name for name in allow_patterns)
         return str(small)
 
