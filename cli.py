@@ -82,7 +82,7 @@ def warn(text: str) -> None:
 
 @app.command()
 def run(
-    model: Annotated[str, typer.Option(help="Name of a model (see `list models`) or directory of a checkpoint.")],
+    model: Annotated[str, typer.Option(help="Models (see `list models`) or checkpoints, comma-separated; or: zoo.")],
     tasks: Annotated[str, typer.Option(help="Tasks or suites, separated by commas; see `list tasks`.")],
     lengths: Annotated[
         str, typer.Option(help="Context lengths, for tasks that have them: 1k,2k,4096,1m.")
@@ -164,12 +164,18 @@ def train(
 def list_(
     what: Annotated[Listed, typer.Argument(metavar="WHAT", help="models, tasks, profiles, runs, columns or formats.")],
     out: opt.Out = Path("results"),
+    long: Annotated[bool, typer.Option("--long", help="Of models: presets too, and what each costs.")] = False,
 ) -> None:
     """List models, tasks, profiles, runs, the columns of a record, or the formats of checkpoints."""
     if what is Listed.models:
         from evalsuite import backends
 
-        echo_table(("model", "what it is"), list(backends.names().items()))
+        if long:
+            from evalsuite.backends import looking
+
+            echo_table(looking.COSTS, looking.cost_rows())
+        else:
+            echo_table(("model", "what it is"), list(backends.names().items()))
     elif what is Listed.runs:
         from evalsuite import show as reader
 

@@ -11,7 +11,8 @@ import heapq
 import json
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,7 @@ class Ranks:
     def __init__(self, rank: int = 0, world: int = 1, store: Store | None = None, silence_s: float = SILENCE_S) -> None:
         self.rank, self.world = rank, world
         self._store, self._silence_s = store, silence_s
+        self._turn = 0
         self._left = threading.Event()
         self._beats = threading.Thread(target=self._beat, daemon=True)
 
@@ -68,6 +70,16 @@ class Ranks:
         if kind is not None:
             self._tell("failed", str(error)[:300] or kind.__name__)
         self._left.set()
+
+    @contextmanager
+    def turn(self, number: int) -> Iterator[None]:
+        """Run `number` of several: inside it, what the processes tell one another concerns that run alone."""
+        self._turn = number
+        try:
+            yield
+        except BaseException as error:
+            self._tell("failed", str(error)[:300] or type(error).__name__)
+            raise
 
     def share(self, todo: Iterable[Entry]) -> frozenset[str]:
         """The keys of the samples that this process answers."""
@@ -100,12 +112,12 @@ class Ranks:
         heard = dict.fromkeys(missing, (0, time.monotonic()))
         while missing:
             for rank in sorted(missing):
-                text = self._heard(f"{what}/{rank}")
+                text = self._heard(f"{self._turn}/{what}/{rank}")
                 if text is not None:
                     found[rank] = text
                     missing.discard(rank)
                     continue
-                failure = self._heard(f"failed/{rank}")
+                failure = self._heard(f"{self._turn}/failed/{rank}")
                 if failure is not None and raising:
                     raise UserError(f"process {rank} of the run stopped: {failure}")
                 beat, since = int(self._heard(f"beat/{rank}") or 0), time.monotonic()
@@ -128,7 +140,7 @@ class Ranks:
     def _tell(self, what: str, text: str) -> None:
         if self._store is not None:
             try:
-                self._store.set(f"{what}/{self.rank}", text)
+                self._store.set(f"{self._turn}/{what}/{self.rank}", text)
             except RuntimeError:
                 return  # nobody is left to hear it; the records are on disk
 

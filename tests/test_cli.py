@@ -31,7 +31,7 @@ SURFACE = {
     "--haystack-offset --budget --allow-pickle-weights --allow-bad-values --set --tokenizer --bos --offline "
     "--data --no-prefix-sharing --dry-run",
     "convert": "source target --to --allow-pickle-weights --allow-bad-values --set --tokenizer --offline",
-    "list": "what --out",
+    "list": "what --out --long",
     "show": "run path --sample --out --allow-pickle-weights --set",
     "tables": "--runs --out --format --published --check",
     "plot": "--runs --out --format",

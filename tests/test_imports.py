@@ -25,8 +25,12 @@ ALLOWED = {
 }
 OURS = ("gdn2", "evalsuite", "tasks", "cli")
 
-# Where everything may be caught: a score that fails costs one sample, and a bug is reported with its traceback.
-CATCH_ALL = {("evalsuite/runner.py", "score"), ("evalsuite/runner.py", "_failed"), ("cli.py", "main")}
+# Where everything may be caught: a score that fails costs one sample, a model that fails not the others, and a bug is
+# reported with its traceback.
+CATCH_ALL = {
+    ("evalsuite/runner.py", "score"), ("evalsuite/runner.py", "_failed"), ("evalsuite/evaluate.py", "_several"),
+    ("cli.py", "main"),
+}  # fmt: skip
 
 # Where open keywords are the point: the keys of a configuration file are the keywords of its check.
 OPEN_KEYWORDS = {("gdn2/checkpoints/fields.py", "only")}

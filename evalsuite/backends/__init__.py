@@ -15,13 +15,33 @@ from gdn2.errors import UserError
 if TYPE_CHECKING:
     from gdn2.checkpoints import Options
 
+ZOO = "zoo"
+
 
 def names() -> dict[str, str]:
     """Models that go by a name, and what they are."""
     from evalsuite.backends.scripted import MODES
 
     shipped = dict.fromkeys(zoo.names(), "trained checkpoint, part of the package")
+    shipped[ZOO] = "all of them, one after another (run)"
     return shipped | {f"scripted:{mode}": "no model: answers from a function, for trying a run" for mode in MODES}
+
+
+def expand(models: str) -> list[str]:
+    """The models of a list separated by commas, each once; `zoo` stands for every checkpoint of the package.
+
+    Raises:
+        UserError: one of them is blank or unknown: nothing is run before all can be found.
+    """
+    if models != ZOO and os.path.exists(models):  # a path may hold commas
+        return [models]
+    parts = [part.strip() for part in models.split(",")]
+    if not all(parts):
+        raise UserError(f"model {quoted(models)} holds a blank name; separate names by single commas")
+    found = dict.fromkeys(name for part in parts for name in (zoo.names() if part == ZOO else [part]))
+    for name in found:
+        _check_known(name)
+    return list(found)
 
 
 def opening(given: Mapping[str, object]) -> Options:
@@ -66,11 +86,8 @@ def load(
         from evalsuite.backends import scripted
 
         return scripted.load(model)
+    _check_known(model)
     plain = model.removeprefix("transformers:")
-    if not plain.startswith("hf:") and plain not in zoo.names() and not os.path.exists(plain) and not _preset(model):
-        raise UserError(
-            f"model {quoted(model)} is neither known nor a checkpoint nor hf:OWNER/REPO; {suggest(model, names())}"
-        )
     options = opening(given or {})
     if plain != model:
         from evalsuite.backends import hf
@@ -89,6 +106,19 @@ def open_tokenizer(source: str) -> Tokenizer:
     from gdn2.tokenizer import load_tokenizer
 
     return load_tokenizer(source)
+
+
+def _check_known(model: str) -> None:
+    if model.startswith("scripted:"):
+        from evalsuite.backends import scripted
+
+        scripted.load(model)
+        return
+    plain = model.removeprefix("transformers:")
+    if not plain.startswith("hf:") and plain not in zoo.names() and not os.path.exists(plain) and not _preset(model):
+        raise UserError(
+            f"model {quoted(model)} is neither known nor a checkpoint nor hf:OWNER/REPO; {suggest(model, names())}"
+        )
 
 
 def _preset(name: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -364,10 +364,16 @@ def load(
     return NativeBackend(loaded.model, loaded.tokenizer, info, tokens, share_prefixes=share_prefixes)
 
 
+def _mixer(options: Mapping[str, object]) -> str:
+    """A layer's mixer as tables call it: the two Mamba-3 are two."""
+    name = str(options["mixer"])
+    return name if name != "mamba3" else "mamba3_siso" if options.get("rank") is None else "mamba3_mimo"
+
+
 def describe(model: Decoder, name: str, checkpoint: str, tokenizer: Tokenizer) -> ModelInfo:
     """What records say about a model."""
     config = model.config
-    used = [config.mixers[layer]["mixer"] for layer in config.pattern]
+    used = [_mixer(config.mixers[layer]) for layer in config.pattern]
     kinds = {layer.mixer.kind for layer in model.blocks()}
     family: Literal["recurrent", "hybrid", "transformer"] = (
         "hybrid" if len(kinds) > 1 or "hybrid" in kinds else "recurrent" if kinds == {"recurrent"} else "transformer"
@@ -380,5 +386,5 @@ def describe(model: Decoder, name: str, checkpoint: str, tokenizer: Tokenizer) -
         "kernels": choose(weight.device, model.blocks()[0].mixer.implementation),
     }
     details = {"identity": identity, "train_length": config.train_length, "config": config.to_dict()}
-    mixer = "+".join(sorted(set(recurrent or used)))
+    mixer = "transformer" if family == "transformer" else "+".join(sorted(set(recurrent)))
     return ModelInfo(name, mixer, family, model.n_params(), checkpoint, tokenizer.digest, None, details)

@@ -1,6 +1,7 @@
 """Checkpoints on the command line: looked at without loading, converted, and opened with what the user says."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 import cli
 from evalsuite import backends
 from evalsuite.backends import looking, opening
+from gdn2 import zoo
 from gdn2.checkpoints import Options
 from gdn2.errors import UserError
+from gdn2.models import PRESETS
 
 GIVEN = "norm_eps=3e-4"
 
@@ -64,6 +67,22 @@ def test_show_checkpoint_lists_what_would_be_refused(capsys: pytest.CaptureFixtu
     assert code == 0 and "norm_eps       0.0003" in out
     code, _, err = call(capsys, "show", "some-run", path)
     assert code == 2 and "checkpoint PATH" in err
+
+
+def test_list_models_long_states_what_each_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "list", "models", "--long")
+    lines = [re.split(r"  +", line) for line in out.splitlines()]
+    rows = {(row[0], row[1]): row[2:] for row in lines[1:]}
+    assert code == 0 and lines[0] == list(looking.COSTS)
+    assert {(name, "trained") for name in zoo.names()} | {(name, "preset") for name in PRESETS} == set(rows)
+    # 9 layers of 16 x 128 x 128 floats and three windows of 3 x 2048 in bf16; 9 windows of 2048 tokens of 2 x 2304.
+    assert rows["gdn2-hybrid-1.3b", "preset"] == [
+        "1,447,772,688", "1,300,314,384", "2,934.2", "-", "9,540.0", "165,888.0", "165,888.0",
+    ]  # fmt: skip
+    assert 9540 * 1024 == 9 * (4 * 16 * 128 * 128 + 2 * 3 * 3 * 2048)
+    assert 165_888 * 1024 == 9 * 2 * 2 * 2048 * 2304
+    assert rows["transformer-1.3b", "preset"][4:] == ["-", "663,552.0", "21,233,664.0"]
+    assert rows["gdn2-tiny", "trained"][0] == "1,104,198"
 
 
 def test_convert_writes_and_says_what_files_cannot(

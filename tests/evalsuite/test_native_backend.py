@@ -13,7 +13,7 @@ from evalsuite.backends import native
 from evalsuite.backends.native import NativeBackend, describe, windows
 from evalsuite.types import Decision, Generate, LogLikelihood, Prompt, Request, Response, Rolling
 from gdn2.mixers import linear
-from gdn2.models import Decoder, ModelConfig
+from gdn2.models import PRESETS, Decoder, ModelConfig
 from gdn2.ragged import Ragged
 
 
@@ -49,6 +49,21 @@ def make(batch_tokens: int = 8192, slots: int = 64, share_prefixes: bool = True)
     return NativeBackend(
         model, Letters(), describe(model, "test", "0" * 64, Letters()), batch_tokens, slots, share_prefixes
     )
+
+
+@pytest.mark.parametrize(
+    ("preset", "mixer", "family"),
+    [
+        ("mamba3-siso-tiny", "mamba3_siso", "recurrent"),
+        ("mamba3-mimo-hybrid-tiny", "mamba3_mimo", "hybrid"),
+        ("gdn2-hybrid-tiny", "gdn2", "hybrid"),
+        ("transformer-tiny", "transformer", "transformer"),
+    ],
+)
+def test_records_name_models_as_the_tables_do(preset: str, mixer: str, family: str) -> None:
+    with torch.device("meta"):
+        info = describe(Decoder(PRESETS[preset]()), preset, "0" * 64, Letters())
+    assert (info.mixer, info.family) == (mixer, family)
 
 
 def prompt(rng: random.Random, n: int) -> Prompt:

@@ -100,6 +100,29 @@ def test_a_silent_process_is_lost_and_a_slow_one_is_not(store, monkeypatch):
     thread.join()
 
 
+def test_what_is_said_in_one_turn_is_not_heard_in_the_next(store):
+    found = {}
+
+    def second():
+        with Ranks(1, 2, store) as other:
+            with pytest.raises(ValueError), other.turn(1):
+                raise ValueError("no memory")
+            with other.turn(2):
+                other.meet()
+                found["second"] = other.gather({"n": 2})
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with Ranks(0, 2, store) as first:
+        with pytest.raises(UserError, match="process 1 of the run stopped: no memory"), first.turn(1):
+            first.meet()
+        with first.turn(2):
+            first.meet()
+            found["first"] = first.gather({"n": 1})
+    thread.join()
+    assert found == {"first": [{"n": 1}, {"n": 2}], "second": [{"n": 2}]}
+
+
 def port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
