@@ -94,6 +94,17 @@ class Cell:
     def enter(self, key_base: Mapping[str, object], room: int) -> int:
         """Make the samples once to learn their keys; keep them where they fit in `room` tokens. Returns tokens kept."""
         samples = self.task.samples(self.setting, self._tokenizer)
+        self.entries = tuple(self.entry(sample, key_base) for sample in samples)
+        if len({entry.sample_id for entry in self.entries}) != len(self.entries):
+            raise ValueError(f"task {self.task.name} gives one sample id to two samples")
+        tokens = sum(entry.tokens for entry in self.entries)
+        if tokens > room:
+            return 0
+        self._kept = samples
+        return tokens
+
+    def entry(self, sample: Sample, key_base: Mapping[str, object]) -> Entry:
+        """The plan's line for one of the samples; `key_base` is that of the model."""
         base = {
             **key_base,
             "task": self.task.name,
@@ -103,14 +114,7 @@ class Cell:
             "seed": self.setting.seed,
             "data": self.data,
         }
-        self.entries = tuple(_entry(sample, base) for sample in samples)
-        if len({entry.sample_id for entry in self.entries}) != len(self.entries):
-            raise ValueError(f"task {self.task.name} gives one sample id to two samples")
-        tokens = sum(entry.tokens for entry in self.entries)
-        if tokens > room:
-            return 0
-        self._kept = samples
-        return tokens
+        return _entry(sample, base)
 
     def samples(self) -> Sequence[Sample]:
         """The samples, in the order of `entries`."""
@@ -164,26 +168,30 @@ def make_plan(backend: Backend, tasks: Sequence[Task], ask: Ask) -> Plan:
     """
     info, tokenizer = backend.info, backend.tokenizer
     settings = [(task, setting) for task in tasks for setting in _settings(task, ask)]
-    compute = info.details.get("identity", {})
-    key_base = {"checkpoint": info.checkpoint, "tokenizer": info.tokenizer, "compute": compute}
-    cells = []
+    cells, base = [], key_base(info)
     room = KEPT_TOKENS
     for task, setting in settings:
         cell = Cell(task, setting, tokenizer)
-        room -= cell.enter(key_base, room)
+        room -= cell.enter(base, room)
         cells.append(cell)
     identity: dict[str, object] = {
         "schema": SCHEMA_VERSION,
         "model": info.name,
         "checkpoint": info.checkpoint,
         "tokenizer": info.tokenizer,
-        "compute": compute,
+        "compute": base["compute"],
         "profile": None if all(ask.profile == task.protocols[0] for task in tasks) else ask.profile,
         "seed": ask.seed,
         "options": {name: option_digest(value) for name, value in sorted(ask.options.items())},
     }
     run_id = f"{slug(info.name)}-{_digest(identity)[:12]}"
     return Plan(run_id, identity, info, tuple(cells))
+
+
+def key_base(info: ModelInfo) -> dict[str, object]:
+    """What the keys of all samples of a model share."""
+    compute = info.details.get("identity", {})
+    return {"checkpoint": info.checkpoint, "tokenizer": info.tokenizer, "compute": compute}
 
 
 def check_profile(tasks: Sequence[Task], profile: str | None) -> None:

@@ -175,7 +175,7 @@ def prompts(
         plan = make_plan(backend, resolve(record.task), Ask(ask.lengths, count, ask.profile, ask.seed, options))
         for key, made in _samples(plan):
             if key == record.key:
-                return [_text(request) for request in made.requests]
+                return [prompt_text(request) for request in made.requests]
     return None
 
 
@@ -190,7 +190,8 @@ def _samples(plan: Plan) -> Iterator[tuple[str, Sample]]:
             yield entry.key, made
 
 
-def _text(request: Request) -> str:
+def prompt_text(request: Request) -> str:
+    """What a model reads for `request`, as text."""
     match request:
         case Generate(prompt):
             return prompt.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from evalsuite import ranks
@@ -119,6 +120,19 @@ def _check_known(model: str) -> None:
         raise UserError(
             f"model {quoted(model)} is neither known nor a checkpoint nor hf:OWNER/REPO; {suggest(model, names())}"
         )
+
+
+def tokenizer_of(model: str, given: Mapping[str, object] | None = None) -> Tokenizer | None:
+    """The tokenizer of what `load` would open, without its weights and without fetching anything; None without one.
+
+    Raises:
+        UserError: no such model, or its tokenizer cannot be read.
+    """
+    if model.startswith("scripted:"):
+        return load(model).tokenizer
+    from gdn2.checkpoints import open_tokenizer
+
+    return open_tokenizer(model.removeprefix("transformers:"), replace(opening(given or {}), offline=True))
 
 
 def _preset(name: str) -> bool:

@@ -142,6 +142,19 @@ def describe(name: str, options: Options | None = None) -> Description:
     )  # fmt: skip
 
 
+def open_tokenizer(name: str, options: Options | None = None) -> Tokenizer | None:
+    """The tokenizer that `open_model` would give the model called `name`; None where it brings none.
+
+    Raises:
+        UserError: no such model, or its tokenizer cannot be read.
+    """
+    options = options or Options()
+    path = find(name, options)
+    if path is None:
+        return load_tokenizer(options.tokenizer, options.bos) if options.tokenizer else None
+    return _tokenizer(path, options)
+
+
 def _differences(table: Table, source: Source, model: Decoder) -> list[str]:
     return [f"{source.where}: {line}" for line in table.check(source, model)]
 
@@ -180,7 +193,7 @@ def _fresh(name: str, device: torch.device | str, dtype: torch.dtype | None, opt
     if dtype is not None:
         model.cast(dtype)
     text = json.dumps(["untrained", 0, _anonymous(config)], sort_keys=True)
-    tokenizer = load_tokenizer(options.tokenizer, options.bos) if options.tokenizer else None
+    tokenizer = open_tokenizer(name, options)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return Loaded(model.eval().requires_grad_(False), config, tokenizer, digest, "untrained preset", name)
 

@@ -1,0 +1,45 @@
+"""The command `report`; `cli.py` registers it and lends it its printing and the registry of tasks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evalsuite.names import quoted
+from evalsuite.options import Runs, directory
+from evalsuite.store import Warn
+from evalsuite.types import Task
+from gdn2.errors import UserError
+
+Echo = Callable[[str], None]
+Resolve = Callable[[str], "list[Task]"]
+
+
+def add(app: typer.Typer, echo: Echo, warn: Warn, resolve: Resolve) -> None:
+    """Register the command with `app`."""
+
+    @app.command()
+    def report(
+        runs: Runs = None,
+        out: Annotated[
+            Path, typer.Option("--out", parser=directory, metavar="FILE", help="The page: a file that ends in .html.")
+        ] = Path("report.html"),
+        prompts: Annotated[
+            int, typer.Option(min=0, max=1000, help="Samples of each task and length whose prompt is in the page.")
+        ] = 20,
+    ) -> None:
+        """Write one HTML page of scores, curves, depth maps and samples, to open in any browser without a network.
+
+        gdn2-eval report --runs results --out report.html
+        """
+        if out.suffix.lower() != ".html":
+            raise UserError(f"page {quoted(out)} must end in .html")
+        from evalsuite.progress import Bar, Lines
+        from evalsuite.reports.page.build import write
+
+        progress = Bar() if sys.stderr.isatty() else Lines(warn)
+        echo(write(runs or [Path("results")], out, prompts, resolve, progress, warn))

@@ -1,0 +1,203 @@
+"""What the page says, in plain JSON types: runs, models, question sets, cells, and accuracy by depth.
+
+Everything refers to everything else by its place in a list: a cell names its model and its question set, a sample its
+cell. Shares of 0 to 1 are given in percent, other scores in their own unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from evalsuite.reports.cells import (
+    CELL,
+    FAMILIES,
+    MIXERS,
+    MODEL,
+    QUESTIONS,
+    TASKS,
+    asked_for,
+    length_label,
+    rank,
+    separated,
+    summary,
+    task_label,
+)
+from evalsuite.reports.frame import Records
+from gdn2.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEYS = [*CELL, "run"]
+# What is added to a task's name where the records hold several of its question sets.
+_TOLD_APART = {"metric": "", "protocol": "", "task_version": "v", "data": "data "}
+FEW = 10  # samples: fewer in a depth bin are shown faintly
+
+
+class Cells:
+    """The cells of `records` with their models and question sets, each in the order they are shown.
+
+    `rows` holds every record, scored or failed, with a column `cell`: its place in `cells`. Raises DataError where
+    there are no records.
+    """
+
+    def __init__(self, records: Records) -> None:
+        import pandas as pd
+
+        self.records = records
+        table = summary(records)
+        if not len(table):
+            raise DataError("these records hold nothing to report")
+        entries: list[dict[str, Any]] = table.to_dict("records")
+        models = _models(entries)
+        sets = _sets(entries)
+        entries.sort(key=lambda entry: (sets[_set(entry)], models[_model(entry)], entry["length"]))
+        self.entries = entries
+        self.models = [_model_content(key, list(models)) for key in models]
+        self.sets = [_set_content(key, entries, list(sets)) for key in sets]
+        self.cells = [_cell_content(entry, models[_model(entry)], sets[_set(entry)]) for entry in entries]
+        parts = [part for part in separated(records) if len(part)]
+        self.rows = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0].reset_index(drop=True)
+        self.rows["cell"] = self._places()
+
+    def _places(self) -> Any:
+        """The cell of each row, as an array [rows]."""
+        import numpy as np
+
+        places = {tuple(entry[name] for name in KEYS): i for i, entry in enumerate(self.entries)}
+        groups = self.rows.groupby(KEYS, observed=True, sort=False)
+        first = groups.head(1)
+        numbers = groups.ngroup().to_numpy()
+        found = np.empty(len(first), dtype=np.int64)
+        keys = first[KEYS].itertuples(index=False, name=None)
+        found[numbers[first.index]] = [places[key] for key in keys]
+        return found[numbers]
+
+    def depth(self) -> dict[str, Any]:
+        """Mean and count by cell and bin of the needle's depth: `rows` of (cell, bin, percent, samples)."""
+        shares = {i for i, cell in enumerate(self.cells) if self.sets[cell["set"]]["share"] and cell["length"]}
+        rows = self.rows
+        deep = rows[rows["depth"].notna() & rows["score"].notna() & rows["cell"].isin(shares)]
+        if not len(deep):
+            return {"bins": 0, "few": FEW, "rows": []}
+        bins = 10 if deep.groupby("cell").size().median() >= 10 * FEW else 5
+        place = (deep["depth"] * bins).clip(upper=bins - 1e-9).astype(int)
+        groups = deep.groupby([deep["cell"], place.rename("bin")])["score"].agg(["mean", "size"])
+        found = [(int(c), int(b), _percent(mean), int(n)) for (c, b), mean, n in groups.itertuples(name=None)]
+        return {"bins": bins, "few": FEW, "rows": found}
+
+    def runs(self, statuses: Mapping[str, str]) -> list[dict[str, Any]]:
+        """What each run is and how much of it is there. `statuses`: of the runs whose directory is known."""
+        asked: dict[str, int] = {}
+        for (run_id, *_), count in asked_for(self.records).items():
+            asked[str(run_id)] = asked.get(str(run_id), 0) + count
+        rows = self.rows
+        samples = rows.drop_duplicates("key")
+        answered = samples[samples["score"].notna()].groupby("run_id", observed=True).size()
+        failed = samples[samples["score"].isna()].groupby("run_id", observed=True).size()
+        first = rows.drop_duplicates("run_id").set_index("run_id")
+        last = rows.groupby("run_id", observed=True)["created_at"].max()
+        found = []
+        for run_id in sorted(first.index):
+            here = {name: first.loc[run_id, name] for name in ("model", "family", "mixer", "checkpoint")}
+            found.append(
+                {"id": run_id, **here, "params": int(first.loc[run_id, "params"])}
+                | {"answered": int(answered.get(run_id, 0)), "failed": int(failed.get(run_id, 0))}
+                | {"asked": asked.get(run_id), "status": statuses.get(run_id, "")}
+                | {"until": str(last[run_id])[:19]}
+                | _provenance(self.records.runs.get(run_id, {}))
+            )
+        return found
+
+
+def train_lengths(records: Records) -> list[int]:
+    """Lengths the models were trained at, where their runs say so."""
+    found = {run["model"].get("details", {}).get("train_length") for run in records.runs.values()}
+    return sorted(value for value in found if isinstance(value, int) and value > 0)
+
+
+def _provenance(run: Mapping[str, Any]) -> dict[str, Any]:
+    invocations = run.get("invocations", [])
+    provenance = invocations[-1].get("provenance", {}) if invocations else {}
+    packages, code = provenance.get("packages", {}), provenance.get("code", {})
+    commit = str(code.get("commit") or "")[:10] + ("+changes" if code.get("dirty") else "")
+    identity = run.get("identity", {})
+    compute = identity.get("compute", {})
+    return {
+        "software": " ".join(filter(None, [packages.get("gdn2-eval"), commit])),
+        "torch": str(packages.get("torch", "")),
+        "compute": ", ".join(map(str, compute.values())),
+        "settings": ", ".join(f"{name} {value}" for name, value in sorted(identity.get("options", {}).items())),
+        "seed": identity.get("seed"),
+    }
+
+
+def _model(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry[name] for name in (*MODEL, "run"))
+
+
+def _set(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry[name] for name in QUESTIONS)
+
+
+def _models(entries: list[dict[str, Any]]) -> dict[tuple[Any, ...], int]:
+    def order(key: tuple[Any, ...]) -> tuple[Any, ...]:
+        family, model, checkpoint, mixer, params, run = key
+        return rank(family, FAMILIES), rank(mixer, MIXERS), params, model, checkpoint, run
+
+    return {key: i for i, key in enumerate(sorted({_model(entry) for entry in entries}, key=order))}
+
+
+def _sets(entries: list[dict[str, Any]]) -> dict[tuple[Any, ...], int]:
+    found = sorted({_set(entry) for entry in entries}, key=lambda key: (rank(key[0], tuple(TASKS)), *map(str, key[1:])))
+    return {key: i for i, key in enumerate(found)}
+
+
+def _model_content(key: tuple[Any, ...], models: list[tuple[Any, ...]]) -> dict[str, Any]:
+    family, model, checkpoint, mixer, params, run = key
+    alike = [other for other in models if other[:2] == key[:2]]
+    name = run or (f"{model} @{checkpoint[:8]}" if len(alike) > 1 else model)
+    return {"name": name, "family": family, "mixer": mixer, "params": int(params), "checkpoint": checkpoint[:12]}
+
+
+def _set_content(
+    key: tuple[Any, ...], entries: list[dict[str, Any]], sets: list[tuple[Any, ...]]
+) -> dict[str, Any]:
+    named = dict(zip(QUESTIONS, key, strict=True))
+    alike = [dict(zip(QUESTIONS, other, strict=True)) for other in sets if other[0] == key[0]]
+    told = [
+        prefix + (str(named[name])[:8] if name == "data" else str(named[name]))
+        for name, prefix in _TOLD_APART.items()
+        if len({other[name] for other in alike}) > 1
+    ]
+    label = task_label(named["task"]) + (f" ({', '.join(told)})" if told else "")
+    share = all(entry["shares"] for entry in entries if _set(entry) == key)
+    shown = {name: named[name] for name in ("task", "protocol", "metric")}
+    return {"label": label, "version": int(named["task_version"]), "data": named["data"][:8], "share": share, **shown}
+
+
+def _cell_content(entry: Mapping[str, Any], model: int, questions: int) -> dict[str, Any]:
+    values = [entry[name] for name in ("mean", "low", "high")]
+    mean, low, high = (_percent(v) if entry["shares"] else _rounded(v) for v in values)
+    counts = {name: int(entry[name]) for name in ("n", "asked", "errors")}
+    return {
+        "model": model,
+        "set": questions,
+        "length": int(entry["length"]),
+        "label": length_label(int(entry["length"])),
+        "mean": mean,
+        "low": low,
+        "high": high,
+        "tokens": _rounded(entry["prompt_mean"]),
+        **counts,
+    }
+
+
+def _percent(value: float) -> float | None:
+    return None if value != value else round(100 * float(value), 3)
+
+
+def _rounded(value: float) -> float | None:
+    """Six significant digits; None for NaN."""
+    return None if value != value else float(f"{value:.6g}")
