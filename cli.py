@@ -28,11 +28,13 @@ from evalsuite.bench import commands as bench
 from evalsuite.interrupt import Interrupted, Signals
 from evalsuite.names import aligned, one_line, plain, quoted, refuse_unusable, task_options
 from evalsuite.reports import commands as reports
+from evalsuite.reports.page import commands as page
 from gdn2 import env
 from gdn2.errors import StorageError, UserError
 
 if TYPE_CHECKING:
     from evalsuite.schema import Record
+    from evalsuite.types import Task
 
 app = typer.Typer(
     name="gdn2-eval",
@@ -78,6 +80,13 @@ def echo_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 def warn(text: str) -> None:
     """Say `text` on one line of standard error."""
     echo(f"warning: {one_line(text)}", error=True)
+
+
+def find_tasks(names: str) -> Sequence[Task]:
+    """Tasks and suites by name."""
+    import tasks as registry
+
+    return registry.resolve(names)
 
 
 @app.command()
@@ -244,11 +253,11 @@ bench.add(app, echo, echo_table)
 checkpoints.add(app, echo)
 reports.add(app, echo, warn)
 data_commands.add(app, echo, echo_table, lambda name: importlib.import_module(f"tasks.{name}.commands"))
+page.add(app, echo, warn, find_tasks)
 
 
 def echo_prompts(records: list[Record], passed: dict[str, str]) -> None:
     """Print the prompt of each sample among `records`, where the same one can be made again."""
-    import tasks as registry
     from evalsuite import backends
     from evalsuite import show as reader
 
@@ -257,7 +266,7 @@ def echo_prompts(records: list[Record], passed: dict[str, str]) -> None:
     backend = backends.load(passed["model"], device=passed["device"], dtype=passed.get("dtype"), given=passed)
     for record in {record.key: record for record in records}.values():
         title = f"{record.task} at {record.length}, sample {record.sample_id}"
-        made = reader.prompts(record, backend, registry.resolve, task_options(passed))
+        made = reader.prompts(record, backend, find_tasks, task_options(passed))
         if made is None:
             echo(f"{title}: the prompt cannot be made again (task, model or haystack have changed)")
         for text in made or ():

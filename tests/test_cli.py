@@ -35,6 +35,7 @@ SURFACE = {
     "show": "run path --sample --out --allow-pickle-weights --set",
     "tables": "--runs --out --format --published --check",
     "plot": "--runs --out --format",
+    "report": "--runs --out --prompts",
     "train": "config --out --preset --device",
     "doctor": "--compile --target --only",
     "bench kernels": "--ops --mixers --only --peer-shapes --rounds --device --out",

@@ -46,7 +46,9 @@ def page(
     cells = content.Cells(records)
     rows, cap = samples.choose(cells.rows)
     parts, reasons = prompts.excerpts(paths, rows, count, resolve, progress or Silent()) if count else ({}, [])
-    more = len(records.warnings) - WARNINGS
+    warnings = list(records.warnings[:WARNINGS])
+    if (more := len(records.warnings) - WARNINGS) > 0:
+        warnings.append(f"{more} more damaged records are left out")
     return {
         "runs": cells.runs(_statuses(paths)),
         "models": cells.models,
@@ -62,7 +64,7 @@ def page(
             **_placed(rows["key"].astype("str").tolist(), parts),
         },
         "prompts": {"count": count, "reasons": reasons},
-        "warnings": [*records.warnings[:WARNINGS], *([f"{more} more damaged records are left out"] if more > 0 else [])],
+        "warnings": warnings,
     }
 
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from evalsuite.names import quoted
 from evalsuite.options import Runs, directory
-from evalsuite.store import Warn
-from evalsuite.types import Task
 from gdn2.errors import UserError
 
+if TYPE_CHECKING:
+    from evalsuite.types import Task
+
 Echo = Callable[[str], None]
-Resolve = Callable[[str], "list[Task]"]
 
 
-def add(app: typer.Typer, echo: Echo, warn: Warn, resolve: Resolve) -> None:
+def add(app: typer.Typer, echo: Echo, warn: Echo, resolve: Callable[[str], Sequence[Task]]) -> None:
     """Register the command with `app`."""
 
     @app.command()
@@ -38,8 +38,8 @@ def add(app: typer.Typer, echo: Echo, warn: Warn, resolve: Resolve) -> None:
         """
         if out.suffix.lower() != ".html":
             raise UserError(f"page {quoted(out)} must end in .html")
-        from evalsuite.progress import Bar, Lines
+        from evalsuite.progress import Bar, Silent
         from evalsuite.reports.page.build import write
 
-        progress = Bar() if sys.stderr.isatty() else Lines(warn)
+        progress = Bar() if sys.stderr.isatty() else Silent()
         echo(write(runs or [Path("results")], out, prompts, resolve, progress, warn))

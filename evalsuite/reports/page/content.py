@@ -7,7 +7,7 @@ cell. Shares of 0 to 1 are given in percent, other scores in their own unit.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evalsuite.reports.cells import (
     CELL,
@@ -25,9 +25,6 @@ from evalsuite.reports.cells import (
 )
 from evalsuite.reports.frame import Records
 from gdn2.errors import DataError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 KEYS = [*CELL, "run"]
 # What is added to a task's name where the records hold several of its question sets.
@@ -161,9 +158,7 @@ def _model_content(key: tuple[Any, ...], models: list[tuple[Any, ...]]) -> dict[
     return {"name": name, "family": family, "mixer": mixer, "params": int(params), "checkpoint": checkpoint[:12]}
 
 
-def _set_content(
-    key: tuple[Any, ...], entries: list[dict[str, Any]], sets: list[tuple[Any, ...]]
-) -> dict[str, Any]:
+def _set_content(key: tuple[Any, ...], entries: list[dict[str, Any]], sets: list[tuple[Any, ...]]) -> dict[str, Any]:
     named = dict(zip(QUESTIONS, key, strict=True))
     alike = [dict(zip(QUESTIONS, other, strict=True)) for other in sets if other[0] == key[0]]
     told = [

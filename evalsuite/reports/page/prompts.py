@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from evalsuite import backends, runfile, show
 from evalsuite.names import task_options
@@ -28,6 +28,7 @@ TOKENS = 1 << 26  # of the prompts made again for one page
 HEAD, AROUND, TAIL = 120, 240, 360  # characters kept at the start, around a needle, and at the end
 WHOLE = 1_200  # characters of a prompt that is shown whole
 _WORD = re.compile(r"[\w-]+")
+_NUMBER = re.compile("[0-9]{1,5}")  # a sample's place in its cell; the samples before it may have to be made
 
 Resolve = Callable[[str], Sequence[Task]]
 # A text and what it is: "" plain, "needle" asked for, "distractor" another needle, "cut" a number of characters.
@@ -114,13 +115,14 @@ class _Model:
     def samples(self, item: _Wanted, resolve: Resolve) -> Iterator[tuple[str, Sample]]:
         """Key and sample of those wanted that can be made again."""
         (task,) = resolve(item.task)
-        numbers = [int(name) for name in item.keys if name.isdecimal()]
-        setting = Setting(item.protocol, item.length or None, max(numbers, default=0) + 1, item.seed, self.options)
+        numbers = {name: int(name) for name in item.keys if _NUMBER.fullmatch(name)}
+        count = max(numbers.values(), default=0) + 1
+        setting = Setting(item.protocol, item.length or None, count, item.seed, self.options)
         cell = Cell(task, setting, self.tokenizer)
         base = key_base(self.info)
         made = cell.samples()
         for name, key in item.keys.items():
-            sample = made[int(name)] if name.isdecimal() and int(name) < len(made) else None
+            sample = made[numbers[name]] if numbers.get(name, len(made)) < len(made) else None
             if sample is None or sample.id != name:
                 sample = next((other for other in made if other.id == name), None)
             if sample is None or cell.entry(sample, base).key != key:

@@ -40,9 +40,10 @@ def choose(rows: pd.DataFrame, limit: int = ROWS) -> tuple[pd.DataFrame, int | N
         sizes = sorted(rows.groupby("cell").size())
         cap = max(1, _level(sizes, limit))
         rows = rows.sort_values("key", kind="stable").groupby("cell").head(cap).head(limit)
-    number = rows["sample_id"].astype("str").map(lambda text: (int(text), text) if text.isdecimal() else (-1, text))
-    order = sorted(range(len(rows)), key=lambda i, c=rows["cell"].to_numpy(), n=number.to_list(): (c[i], n[i]))
-    return rows.iloc[order].reset_index(drop=True), cap
+    names = rows["sample_id"].astype("str")
+    numbered = names.where(names.str.fullmatch("[0-9]{1,18}"), "-1").astype("int64")
+    rows = rows.assign(_number=numbered, _name=names).sort_values(["cell", "_number", "_name", "metric"], kind="stable")
+    return rows.drop(columns=["_number", "_name"]).reset_index(drop=True), cap
 
 
 def _level(sizes: Sequence[int], limit: int) -> int:

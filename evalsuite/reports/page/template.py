@@ -1,9 +1,9 @@
 """The page as a file: our template with the libraries, the styles and the data put in.
 
-No text from outside ever becomes markup here or in the browser. The data is JSON in one script element, without a single
-`<`, and every string in it has lost what a terminal or a bidirectional reader would obey. The page's content security
-policy lets nothing run but the scripts whose hashes it names, lets nothing be fetched, and, where a browser knows trusted
-types, lets no string become markup but a few constants of the table library (`static/base.js`).
+No text from outside ever becomes markup here or in the browser. The data is JSON in one script element, without a
+single `<`, and every string in it has lost what a terminal or a bidirectional reader would obey. The page's content
+security policy lets nothing run but the scripts whose hashes it names, lets nothing be fetched, and, where a browser
+knows trusted types, lets no string become markup but a few constants of the table library (`static/base.js`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ STYLES = ("vendor/tabulator_simple.min.css", "static/page.css")
 
 # Plot adds one style element to each chart; this is what it says for the class "chart".
 _PLOT_STYLE = "sha256-zrfVyvY1E/5V+DXZunsRZW8XTqTsuIZzp8dBDThhSn8="
-_SOURCE_MAP = re.compile(r"\n//# sourceMappingURL=\S*\s*$")
+_SOURCE_MAP = re.compile(r"\n(//|/\*)# sourceMappingURL=[^\n]*\s*$")  # of no use without the file it names
 
 
 def render(content: Mapping[str, Any]) -> str:
     """The whole page around `content`, plain JSON types: the same content gives the same bytes."""
-    libraries = [_SOURCE_MAP.sub("", _read(f"vendor/{name}")) for name in LIBRARIES]
+    libraries = [_read(f"vendor/{name}") for name in LIBRARIES]
     own = '"use strict";\n' + "\n".join(_read(f"static/{name}") for name in SCRIPTS)
     style = "\n".join(map(_read, STYLES))
     scripts = [*libraries, own]
@@ -83,7 +83,7 @@ def _inert(value: Any) -> Any:
 
 
 def _read(name: str) -> str:
-    return (HERE / name).read_text(encoding="utf-8")
+    return _SOURCE_MAP.sub("", (HERE / name).read_text(encoding="utf-8"))
 
 
 def _source(text: str) -> str:
