@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from gdn2.checkpoints import falcon, fla, huggingface, mamba, native, nvlabs
+from gdn2.checkpoints import falcon, fla, huggingface, kimi, mamba, native, nvlabs
 from gdn2.checkpoints.fields import Fields, Values
 from gdn2.checkpoints.safe import TensorInfo, inside, read_json, shown
 from gdn2.checkpoints.tables import Entry, Table
@@ -57,12 +57,12 @@ FAMILIES: dict[str, Family] = {
     "olmo_hybrid": _hf(huggingface.olmo, "Gated DeltaNet with full attention"),
     "bamba": _hf(huggingface.bamba, "Mamba-2 with full attention"),
     "falcon_h1": _hf(falcon.falcon_h1, "attention and Mamba-2 side by side in every layer"),
+    "kimi_linear": _hf(kimi.kimi, "Kimi Delta Attention with latent attention; layers of experts are refused"),
     "granitemoehybrid": _hf(huggingface.granite, "Mamba-2 with full attention; layers of experts are refused"),
 }
 
 REFUSED = {
     "mamba": "Mamba-1 has no mixer here",
-    "kimi_linear": "its full-attention layers (MLA) and experts are not served",
     "nemotron_h": "its layers are single blocks of another shape",
     "zamba2": "its layers share an attention block",
 }

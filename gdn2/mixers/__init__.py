@@ -13,6 +13,7 @@ from gdn2.mixers.gdn2 import GatedDeltaNet2, GDN2Config
 from gdn2.mixers.kda import KDAConfig, KimiDeltaAttention
 from gdn2.mixers.mamba2 import Mamba2, Mamba2Config
 from gdn2.mixers.mamba3 import Mamba3, Mamba3Config
+from gdn2.mixers.mla import LatentAttention, LatentConfig
 from gdn2.mixers.parallel import Parallel, ParallelConfig
 
 __all__ = ["REGISTRY", "Cost", "LayerState", "Mixer", "build"]
@@ -25,6 +26,7 @@ REGISTRY: dict[str, tuple[type[Mixer], type]] = {
     "kda": (KimiDeltaAttention, KDAConfig),
     "mamba2": (Mamba2, Mamba2Config),
     "mamba3": (Mamba3, Mamba3Config),
+    "mla": (LatentAttention, LatentConfig),
     "parallel": (Parallel, ParallelConfig),
 }
 

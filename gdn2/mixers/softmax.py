@@ -4,7 +4,7 @@ Without gradients on a CPU every product has a shape that depends on the tokens'
 blocks of `BLOCK` positions, counted from the sequence's first token, keys in segments that start where such a block
 does. A result is then the same, bit for bit, in any batch and in any pieces. Elsewhere torch's own attention does it.
 
-Axes: T tokens, S keys, G key heads, R query heads a key head, d head width, N sequences, L slots of a cache.
+Axes: T tokens, S keys, G key heads, R query heads a key head, d head width, v value width, N sequences, L cache slots.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None) -> T
 
     Args:
         q: queries of positions start, start + 1, ...                              [T, G, R, d]
-        k, v: keys and values that end at the last query's position; as many as its window or the past has [S, G, d]
+        k, v: keys and values that end at the last query's position; as many as its window or the past has
+            [S, G, d], [S, G, v]
         start: tokens of the sequence before q.
         window: tokens a query sees, itself included; None is all before it.
 
     Returns:
-        [T, G, R, d]
+        [T, G, R, v]
     """
     if q.shape[0] == 0:
-        return q
+        return q.new_empty(*q.shape[:-1], v.shape[-1])
     if torch.is_grad_enabled() or q.is_cuda:
         return _in_wide_blocks(q, k, v, start, window)
     return _in_blocks(q, k, v, start, window)
@@ -54,10 +55,10 @@ def _in_blocks(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None) 
     q = q.view(-1, BLOCK, groups, share, width).permute(0, 2, 3, 1, 4).flatten(2, 3).contiguous()  # [blocks, G, R C, d]
     first = last - k.shape[0]
     k, v = (_span(x.to(wide), first, base, end) for x in (k, v))  # [G, S, d]
-    out = torch.empty_like(q)
+    out = q.new_empty(*q.shape[:-1], v.shape[-1])
     row = torch.arange(BLOCK, device=q.device).repeat(share)[:, None]
     for i, block in enumerate(range(begin, end, BLOCK)):
-        state = _empty(q[i])
+        state = _empty(q[i], v.shape[-1])
         for low in range(first_key(block, window), block + BLOCK, SEGMENT):
             high = min(low + SEGMENT, block + BLOCK)
             key = torch.arange(low, high, device=q.device)
@@ -67,7 +68,7 @@ def _in_blocks(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None) 
             keys, values = k[:, low - base : high - base], v[:, low - base : high - base]
             state = _fold(state, (q[i] @ keys.mT).masked_fill(hidden, -torch.inf), values)
         out[i] = state[2] / state[1]
-    out = out.view(-1, groups, share, BLOCK, width).permute(0, 3, 1, 2, 4).reshape(-1, groups, share, width)
+    out = out.view(-1, groups, share, BLOCK, out.shape[-1]).permute(0, 3, 1, 2, 4).flatten(0, 1)
     return out[start - begin : last - begin].to(dtype)
 
 
@@ -79,14 +80,14 @@ def _span(x: Tensor, first: int, low: int, high: int) -> Tensor:
     return x.transpose(0, 1).contiguous()
 
 
-def _empty(q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Highest score, sum of weights and weighted values of no keys at all."""
+def _empty(q: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Highest score, sum of weights and weighted values, `width` wide, of no keys at all."""
     top = q.new_full((*q.shape[:-1], 1), FLOOR)
-    return top, torch.zeros_like(top), torch.zeros_like(q)
+    return top, torch.zeros_like(top), q.new_zeros(*q.shape[:-1], width)
 
 
 def _fold(state: tuple[Tensor, Tensor, Tensor], scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Take further keys in, scores [..., C, S] and values [..., S, d]. Hidden keys change nothing, not even a bit."""
+    """Take further keys in, scores [..., C, S] and values [..., S, v]. Hidden keys change nothing, not even a bit."""
     top, total, sums = state
     higher = torch.maximum(top, scores.amax(-1, keepdim=True))
     weights = torch.exp(scores - higher)
@@ -132,24 +133,25 @@ def attend_cached(q: Tensor, k: Tensor, v: Tensor, filled: Tensor, ring: bool) -
     """One query a sequence over the slots of its cache, in whatever order they are.
 
     Args:
-        q: [N, G, R, d]; k, v: [N, G, L, d]; filled: how many of the first slots hold tokens, int64 [N].
+        q: [N, G, R, d]; k: [N, G, L, d]; v: [N, G, L, v]; filled: how many of the first slots hold tokens, int64 [N].
         ring: the cache has one fixed size; else it grows, by `SLOTS` at a time.
 
     Returns:
-        [N, G, R, d]. A row depends on no other row, nor on how far the others' caches have grown.
+        [N, G, R, v]. A row depends on no other row, nor on how far the others' caches have grown.
     """
     slots = k.shape[2]
     hidden = torch.arange(slots, device=q.device) >= filled[:, None, None, None]  # [N, 1, 1, L]
     if q.is_cuda:
         share = q.shape[2]
         k, v = (x.repeat_interleave(share, 1) for x in (k, v))
-        return F.scaled_dot_product_attention(q.flatten(1, 2)[:, :, None], k, v, attn_mask=~hidden).view_as(q)
+        o = F.scaled_dot_product_attention(q.flatten(1, 2)[:, :, None], k, v, attn_mask=~hidden)
+        return o.view(*q.shape[:-1], v.shape[-1])
     dtype = q.dtype
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     q = (q * q.shape[-1] ** -0.5).to(wide)
     single = q.shape[2] == 1  # a product with a vector rounds by the size of the batch, one with a matrix does not
     q = q.expand(-1, -1, 2, -1).contiguous() if single else q.contiguous()
-    state = _empty(q)
+    state = _empty(q, v.shape[-1])
     for low in range(0, slots, slots if ring else SLOTS):
         part = slice(low, low + (slots if ring else SLOTS))
         keys, values = (x[:, :, part].to(wide).contiguous() for x in (k, v))

@@ -130,7 +130,7 @@ def test_wrong_configurations_are_refused_before_memory_is_taken(
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("kind", ["llama", "mamba", "kimi_linear", "x\x1b[2J"])
+@pytest.mark.parametrize("kind", ["llama", "mamba", "zamba2", "x\x1b[2J"])
 def test_other_model_types_name_the_backend_that_runs_them(directory: Path, kind: str) -> None:
     change(directory, model_type=kind)
     message = refused(directory)

@@ -48,6 +48,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.75,
     }),
     "falcon_h1_normed": ("FalconH1", {**ATTENTION, **MAMBA, "mamba_d_ssm": 64, "mamba_rms_norm": True}),
+    "kimi_linear": ("KimiLinear", {
+        "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 48, "linear_head_dim": 8,
+        "linear_num_heads": 3, "kv_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 10,
+        "mlp_layer_types": ["dense"] * 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "rms_norm_eps": 1e-4,
+    }),
     "granitemoehybrid": ("GraniteMoeHybrid", {
         **ATTENTION, **MAMBA, "num_local_experts": 0, "shared_intermediate_size": 40, "tie_word_embeddings": True,
         "layer_types": ["linear_attention", "full_attention", "linear_attention"], "position_embedding_type": "rope",
@@ -135,6 +141,28 @@ def test_the_text_model_of_qwen3_5_is_found_in_the_whole_one(tmp_path: Path) -> 
     assert torch.equal(whole, alone)
 
 
+def test_kimi_linear_as_its_authors_write_it(tmp_path: Path) -> None:
+    """Layers counted from one, sizes in a table of their own, the dense MLP under its plain name."""
+    model = peer("kimi_linear")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    ours = ("layer_types", "mlp_layer_types", "linear_head_dim", "linear_num_heads", "linear_conv_kernel_dim")
+    linear = {"head_dim": 8, "num_heads": 3, "short_conv_kernel_size": 4, "kda_layers": [1, 3], "full_attn_layers": [2]}
+    config = {key: value for key, value in config.items() if key not in ours} | {"linear_attn_config": linear}
+    config |= {"num_experts": 8, "first_k_dense_replace": 3, "mla_use_nope": True}
+    tensors = load_file(tmp_path / "a" / "model.safetensors")
+    assert any("block_sparse_moe" in name for name in tensors)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "config.json").write_text(json.dumps(config))
+    plain = {name.replace("block_sparse_moe", "mlp"): t for name, t in tensors.items()}
+    save_file(plain, tmp_path / "b" / "model.safetensors")
+    ids = [list(range(90))]
+    first, second = (golden.prefill(open_model(str(tmp_path / name)).model, ids)[0] for name in "ab")
+    assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
@@ -144,6 +172,10 @@ def test_the_text_model_of_qwen3_5_is_found_in_the_whole_one(tmp_path: Path) -> 
         ("bamba", {"mamba_d_head": 5}, "a divisor of 64 that agrees with mamba_d_head"),
         ("falcon_h1", {"projectors_bias": True}, "projectors_bias must be False"),
         ("qwen3_next", {"layer_types": ["linear_attention"]}, "layer_types must be a list of 3"),
+        ("kimi_linear", {"mlp_layer_types": ["dense", "sparse", "dense"]}, "mlp_layer_types must be dense throughout"),
+        ("kimi_linear", {"mlp_layer_types": None, "num_experts": 8}, "num_experts must be 0: layers of experts run"),
+        ("kimi_linear", {"mla_use_nope": False}, "mla_use_nope must be True"),
+        ("kimi_linear", {"layer_types": None}, "full_attn_layers must be with kda_layers all layers from 1 to 3"),
     ],
 )
 def test_what_we_would_compute_differently_is_refused(

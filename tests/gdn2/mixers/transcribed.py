@@ -130,6 +130,21 @@ def attention(mixer: Mixer, x: Tensor, options: dict[str, Any]) -> Tensor:
     return w.linear(y, "o_proj")
 
 
+
+def mla(mixer: Mixer, x: Tensor, options: dict[str, Any]) -> Tensor:
+    """Latent attention on tokens x [T, D] with every key and value written out: y [T, D]."""
+    w, heads, own, shared = Weights(mixer), options["n_heads"], options["d_key"], options["d_shared"]
+    q = w.linear(x, "q_proj").unflatten(-1, (heads, -1))
+    latent, common = w.linear(x, "kv_a_proj_with_mqa").split([options["d_latent"], shared], -1)
+    latent = normed(latent, w["kv_a_layernorm.weight"], options.get("norm_eps", 1e-6))
+    k, v = w.linear(latent, "kv_b_proj").unflatten(-1, (heads, -1)).split([own, options["d_value"]], -1)
+    k = torch.cat([k, common[:, None].expand(-1, heads, -1)], -1)
+    scores = torch.einsum("thd,shd->hts", q, k) / (own + shared) ** 0.5
+    later = torch.ones(x.shape[0], x.shape[0], dtype=torch.bool).triu(1)
+    weights = scores.masked_fill(later, -torch.inf).softmax(-1)
+    return w.linear(torch.einsum("hts,shd->thd", weights, v).flatten(1), "o_proj")
+
+
 def mamba2(mixer: Mixer, x: Tensor, options: dict[str, Any]) -> Tensor:
     """Mamba-2 on tokens x [T, D] in fp64, token by token: y [T, D]."""
     w, heads, width, states = Weights(mixer), options["n_heads"], options["d_head"], options["d_state"]

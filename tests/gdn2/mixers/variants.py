@@ -57,6 +57,10 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
             "pairing": "neighbours",
         },
     },
+    "mla": {
+        "": {"n_heads": 3, "d_latent": 12, "d_key": 8, "d_shared": 4, "d_value": 10},
+        "wide values": {"n_heads": 1, "d_latent": 8, "d_key": 4, "d_shared": 2, "d_value": 16},
+    },
     "parallel": {
         "": {
             "parts": {
