@@ -7,7 +7,6 @@ import re
 import string
 from dataclasses import replace
 
-import html5lib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,19 +20,6 @@ from evalsuite.reports.page import build, prompts, samples, template
 from evalsuite.schema import from_line, to_line
 from evalsuite.types import Generate, LogLikelihood, Prompt, Sample
 from gdn2.errors import DataError
-
-PAYLOADS = [
-    "</script><script>window.pwned = 1</script>",
-    "<img src=x onerror='window.pwned = 1'>",
-    "<!-- --><!--<script>",
-    "javascript:window.pwned = 1",
-    "\x1b]0;pwn\x07\x1b[2J\x1b[31mred",
-    "abc\u202edef\u2066ghi",
-    "half \ud800 a pair",
-    "[/INST] =cmd() \\input{x} `x` $x$ &lt;b&gt;",
-    "\x00\x08\x7f\u2028\u2029",
-    "x" * 1_000_000,
-]
 
 
 def edited(run, change):
@@ -285,21 +271,21 @@ def test_an_excerpt_is_the_prompt_with_gaps(fillers, values):
     assert at == len(text)
 
 
-def evil(made_up):
+def evil(made_up, payloads):
     """The made-up runs with payloads in everything a model or a stranger could have written."""
 
     def change(i, record):
-        payload = PAYLOADS[i % len(PAYLOADS)]
+        payload = payloads[i % len(payloads)]
         short = payload[:40]
         return replace(
-            record, output=payload, target=payload[:3000], outcome=short, model=f"m{PAYLOADS[0]}",
-            task=f"t{PAYLOADS[1]}", sample_id=f"{i} {short}", protocol=PAYLOADS[4], error=record.error and payload[:90],
+            record, output=payload, target=payload[:3000], outcome=short, model=f"m{payloads[0]}",
+            task=f"t{payloads[1]}", sample_id=f"{i} {short}", protocol=payloads[4], error=record.error and payload[:90],
         )  # fmt: skip
 
     edited(made_up / "runs" / "synthetic-kda", change)
     content = json.loads((made_up / "runs" / "synthetic-kda" / "run.json").read_text())
-    content["status"] = PAYLOADS[0]
-    content["invocations"][0]["provenance"]["packages"]["torch"] = PAYLOADS[1]
+    content["status"] = payloads[0]
+    content["invocations"][0]["provenance"]["packages"]["torch"] = payloads[1]
     content["invocations"][0]["resolved"] = []
     (made_up / "runs" / "synthetic-kda" / "run.json").write_text(json.dumps(content))
     return made_up
@@ -307,18 +293,19 @@ def evil(made_up):
 
 def elements(text):
     """Names and attributes of all elements of a page; raises html5lib's ParseError for a page that is not HTML."""
+    html5lib = pytest.importorskip("html5lib")
     tree = html5lib.HTMLParser(strict=True).parse(text)
     return [(node.tag, sorted(node.attrib)) for node in tree.iter() if isinstance(node.tag, str)]
 
 
-def test_payloads_add_no_element_and_reach_the_page_as_plain_text(synthetic, made_up):
+def test_payloads_add_no_element_and_reach_the_page_as_plain_text(synthetic, made_up, payloads):
     good = template.render(page_of(synthetic.HOME))
-    bad = template.render(page_of(evil(made_up)))
+    bad = template.render(page_of(evil(made_up, payloads)))
     assert elements(good) == elements(bad)
     body = re.search(r'id="data">(.*?)</script>', bad, re.DOTALL)[1]
     assert body.isascii() and not set("<>&\x1b\x00") & set(body) and bad.encode()  # no lone surrogate either
     shown = held(bad)["samples"]["output"]
-    for payload in PAYLOADS:
+    for payload in payloads:
         assert plain(payload)[: samples.LONGEST] in shown
     assert not re.search(
         "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]",

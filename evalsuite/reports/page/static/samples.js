@@ -94,10 +94,11 @@ function setUpFilters() {
   fill("outcome", columns.outcome.values.map((value, place) => [place, value || "none"]));
   fill("score", [["right", "right (1)"], ["part", "between"], ["wrong", "wrong (0)"], ["failed", "failed"]]);
   let waiting = 0;
-  $("filters").addEventListener("input", () => {
+  $("f-text").addEventListener("input", () => {
     clearTimeout(waiting);
-    waiting = setTimeout(filter, 120);
+    waiting = setTimeout(filter, 120); // after the typing
   });
+  $("filters").addEventListener("change", filter);
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   $("filters").addEventListener("reset", () => setTimeout(filter));
 }
