@@ -251,7 +251,7 @@ def show(
 
 bench.add(app, echo, echo_table)
 checkpoints.add(app, echo)
-reports.add(app, echo, warn)
+reports.add(app, echo, echo_table, warn)
 data_commands.add(app, echo, echo_table, lambda name: importlib.import_module(f"tasks.{name}.commands"))
 page.add(app, echo, warn, find_tasks)
 

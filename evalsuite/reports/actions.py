@@ -3,43 +3,124 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from evalsuite import show
 from evalsuite.names import quoted, suggest
-from evalsuite.reports import formats, frame, plots
+from evalsuite.reports import compare as comparing
+from evalsuite.reports import drawing, files, formats, frame, gridformats, papertables, pivot, plots, throughput
 from evalsuite.reports import tables as layout
+from evalsuite.reports.grid import Grid
+from evalsuite.reports.select import select
 from evalsuite.store import Warn
 from gdn2.errors import UserError
 
 PUBLISHED: dict[str, layout.Published] = {"matched": "matched", "all": "all", "none": "none"}
-FORMATS: dict[str, formats.Format | None] = {"text": None} | {form: form for form in formats.SUFFIXES.values()}
+FORMATS: dict[str, files.Format | None] = {"text": None} | {form: form for form in files.SUFFIXES.values()}
 DEFAULT = Path("results")
 NAMED = 5  # damaged records, before the rest are only counted
+PAPER_SUFFIXES = {".txt": "text", **files.SUFFIXES}
 
 
-def tables(runs: Sequence[Path], out: Path | None, form: str, published: str, check: bool, warn: Warn) -> str:
-    """The table of `runs` in format `form`; with `out` it is written there instead, or with `check` compared.
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where a table goes: to `out`, or in format `form` to the terminal; `check` compares `out` with the records."""
+
+    out: Path | None = None
+    form: str = "text"
+    check: bool = False
+
+    def refuse_wrong(self) -> None:
+        """Raise UserError for options that cannot be."""
+        if self.form not in FORMATS:
+            raise UserError(f"format {quoted(self.form)} is unknown; {suggest(self.form, FORMATS)}")
+        if self.check and self.out is None:
+            raise UserError("--check compares a file with the records: name it with --out")
+        if self.out is not None:
+            files.format_of(self.out)
+
+    def put(self, render: Callable[[str], str]) -> str:
+        """Render in the format wanted and return what to print. Raises DataError where `out` is another table."""
+        if self.out is None:
+            return render(self.form).rstrip("\n")
+        text = render(files.format_of(self.out))
+        if self.check:
+            files.check(text, self.out)
+            return f"{self.out} is what the records give"
+        files.write(text, self.out)
+        return f"wrote {self.out}"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a table shows: the layout of the paper's Table 3, or columns of the records down and across."""
+
+    down: str = ""
+    across: str = ""
+    effective: bool = False
+    published: str = "matched"
+
+
+def tables(runs: Sequence[Path], shape: Shape, where: Sequence[str], output: Output, warn: Warn) -> str:
+    """The table of `runs`.
 
     Raises UserError for a wrong option, DataError where there are no records or `out` is not what they give.
     """
+    if shape.published not in PUBLISHED:
+        raise UserError(f"published {quoted(shape.published)} is unknown; {suggest(shape.published, PUBLISHED)}")
+    if shape.effective and (shape.down or shape.across):
+        raise UserError("--effective has rows and columns of its own: leave --rows and --columns out")
+    output.refuse_wrong()
+    records = select(load(runs, warn, targets=True), where)
+    if shape.effective:
+        return output.put(_renderer(pivot.effective(records)))
+    if shape.down or shape.across:
+        names = [[n.strip() for n in text.split(",") if n.strip()] for text in (shape.down, shape.across)]
+        return output.put(_renderer(pivot.build(records, names[0] or ["model"], names[1] or ["task", "length"])))
+    table = layout.build(records, PUBLISHED[shape.published])
+
+    def render(form: str) -> str:
+        chosen = FORMATS[form]
+        return formats.render(table, chosen) if chosen else formats.terminal(table, _width())
+
+    return output.put(render)
+
+
+def _renderer(grid: Grid) -> Callable[[str], str]:
+    return lambda form: gridformats.terminal(grid, _width()) if form == "text" else gridformats.RENDER[form](grid)
+
+
+def compare(runs: Sequence[str], results: Path, where: Sequence[str], output: Output, warn: Warn) -> str:
+    """Paired tests of the first of `runs` (directories, files or ids below `results`) against the others."""
+    output.refuse_wrong()
+    paths = [Path(run) if Path(run).exists() else show.find(results, run) for run in runs]
+    loaded = [select(load([path], warn, targets=True), where) for path in paths]
+    return output.put(_renderer(comparing.build(loaded)))
+
+
+def paper(
+    runs: Sequence[Path], out: Path | None, published: str, where: Sequence[str], check: bool, warn: Warn
+) -> str:
+    """The paper's tables and Figure 2: the text, or with `out` what was written there, or with `check` compared."""
     if published not in PUBLISHED:
         raise UserError(f"published {quoted(published)} is unknown; {suggest(published, PUBLISHED)}")
-    if form not in FORMATS:
-        raise UserError(f"format {quoted(form)} is unknown; {suggest(form, FORMATS)}")
     if check and out is None:
-        raise UserError("--check compares a file with the records: name it with --out")
-    if out is not None:
-        formats.format_of(out)
-    table = layout.build(_load(runs, warn), PUBLISHED[published])
+        raise UserError("--check compares a directory with the records: name it with --out")
+    records = select(load(runs, warn, targets=True), where)
+    grids = {item: papertables.build(item, records, PUBLISHED[published]) for item in papertables.TABLES}
+    speeds = throughput.load(list(runs) or [DEFAULT])
+    grids["figure2"] = throughput.grid(speeds, PUBLISHED[published])
     if out is None:
-        shown = FORMATS[form]
-        return (formats.render(table, shown) if shown else formats.terminal(table, _width())).rstrip("\n")
+        return "\n\n".join(gridformats.terminal(grid, _width()).rstrip("\n") for grid in grids.values())
+    for name, grid in grids.items():
+        for suffix, form in PAPER_SUFFIXES.items():
+            (files.check if check else files.write)(gridformats.RENDER[form](grid), out / f"{name}{suffix}")
     if check:
-        formats.check(table, out)
         return f"{out} is what the records give"
-    formats.write(table, out)
-    return f"wrote {out}"
+    throughput.plot(speeds, [out / f"figure2{suffix}" for suffix in drawing.SUFFIXES])
+    return f"wrote tables 2 to 5 and figure 2 to {out}"
 
 
 def plot(runs: Sequence[Path], out: Path, kinds: str, warn: Warn) -> str:
@@ -47,12 +128,12 @@ def plot(runs: Sequence[Path], out: Path, kinds: str, warn: Warn) -> str:
 
     Raises UserError for an unknown kind, DataError where there are no records with lengths.
     """
-    known = [suffix[1:] for suffix in plots.SUFFIXES]
+    known = [suffix[1:] for suffix in drawing.SUFFIXES]
     chosen = list(dict.fromkeys(kind.strip().lower() for kind in kinds.split(",")))
     for kind in chosen:
         if kind not in known:
             raise UserError(f"plot format {quoted(kind)} is unknown; {suggest(kind, known)}")
-    records = _load(runs, warn)
+    records = load(runs, warn)
     files = {name: [out / f"{name}.{kind}" for kind in chosen] for name in ("accuracy", "depth")}
     plots.accuracy(records, files["accuracy"])
     if records.frame["depth"].notna().any():
@@ -62,8 +143,9 @@ def plot(runs: Sequence[Path], out: Path, kinds: str, warn: Warn) -> str:
     return "\n".join(f"wrote {path}" for paths in files.values() for path in paths)
 
 
-def _load(runs: Sequence[Path], warn: Warn) -> frame.Records:
-    records = frame.load(list(runs) or [DEFAULT])
+def load(runs: Sequence[Path], warn: Warn, targets: bool = False) -> frame.Records:
+    """The records of `runs`, or of the results directory here; `warn` is told of damaged ones."""
+    records = frame.load(list(runs) or [DEFAULT], texts=["target"] if targets else False)
     for text in records.warnings[:NAMED]:
         warn(text)
     if len(records.warnings) > NAMED:

@@ -5,7 +5,8 @@ A question set is a task with its version, data, protocol and metric. Scores of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evalsuite.reports.frame import Records
@@ -31,6 +32,9 @@ TASKS = {
     "niah_multivalue": "MV-NIAH",
     "niah_multiquery": "MQ-NIAH",
 }
+
+# Metrics whose records hold negative log-likelihoods in nats a unit, weighted by units; a cell is their exponential.
+PERPLEXITIES = frozenset({"word_perplexity", "perplexity"})
 
 
 def task_label(task: str) -> str:
@@ -71,27 +75,86 @@ def separated(records: Records) -> tuple[pd.DataFrame, pd.DataFrame]:
     return named(frame), named(errors)
 
 
+def members(records: Records) -> dict[tuple[Any, ...], pd.DataFrame]:
+    """The records of each cell, by the values of `MODEL`, `run` (see `separated`), `QUESTIONS` and length."""
+    frame, _ = separated(records)
+    keys = [*MODEL, "run", *QUESTIONS, "length"]
+    return dict(iter(frame.groupby(keys, observed=True)))
+
+
+def model_key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes a row of tables: the model, and its run where runs may not be pooled."""
+    return tuple(entry[name] for name in (*MODEL, "run"))
+
+
+def member_key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The key of a cell among `members`."""
+    return (*model_key(entry), *(entry[name] for name in (*QUESTIONS, "length")))
+
+
+def names(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], str]:
+    """A name for each `model_key`: the run's, or the model's with the checkpoint where its name is not enough."""
+    keys = {model_key(entry) for entry in entries}
+    models = [(family, model) for family, model, *_ in {key[:-1] for key in keys}]
+    found = {}
+    for key in keys:
+        family, model, checkpoint, *_, run = key
+        found[key] = run or (f"{model} @{checkpoint[:8]}" if models.count((family, model)) > 1 else model)
+    return found
+
+
+def mixer_options(records: Records) -> dict[str, Mapping[str, Mapping[str, Any]]]:
+    """Options of a model's mixers by layer name, as its runs say them, by checkpoint."""
+    found = {}
+    for run in records.runs.values():
+        config = run["model"].get("details", {}).get("config", {})
+        found[str(run["model"].get("checkpoint"))] = config.get("mixers", {}) if isinstance(config, dict) else {}
+    return found
+
+
+def shown(entry: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Mean and interval of a cell as people read them: shares in percent, perplexities, anything else as recorded."""
+    ends = (entry["mean"], entry["low"], entry["high"])
+    if entry["metric"] in PERPLEXITIES:
+        value, low, high = (math.exp(x) for x in ends)
+    else:
+        value, low, high = ((100 if entry["shares"] else 1) * x for x in ends)
+    return value, low, high
+
+
+def size_label(params: int) -> str:
+    """Parameters for people: 1.1M, 1.3B; empty where unknown."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if params >= size:
+            return f"{params / size:.3g}{unit}"
+    return str(params) if params else ""
+
+
 def summary(records: Records) -> pd.DataFrame:
     """One row a cell.
 
     Columns: those of `CELL` and `run` (see `separated`); mean, low, high (scores as recorded, 95 % interval), method,
     n (samples), asked (samples the runs were to answer, at least n + errors), errors, prompt_min and prompt_mean
-    (tokens), shares (all scores within 0..1).
+    (tokens), shares (all scores within 0..1), runs (their ids). Scores count by their weights.
     """
     import pandas as pd
 
     frame, errors_of = separated(records)
+    frame["sample"] = frame.groupby(["seed", "sample_id"], observed=True, sort=False).ngroup()
     keys = [*CELL, "run"]
     asked = asked_for(records)
     failed = errors_of.groupby(keys, observed=True).size().to_dict() if len(errors_of) else {}
     rows = []
     for key, group in frame.groupby(keys, observed=True):
         named, errors = dict(zip(keys, key, strict=True)), int(failed.pop(key, 0))
-        rows.append(named | _measure(group, errors, _planned(named, group["run_id"].unique(), asked)))
+        runs = sorted(group["run_id"].unique())
+        rows.append(named | {"runs": tuple(runs)} | _measure(group, errors, _planned(named, runs, asked)))
+        rows[-1]["shares"] &= named["metric"] not in PERPLEXITIES
     # Cells in which every sample failed are cells too.
-    empty = {"mean": None, "low": None, "high": None, "method": "", "n": 0, "prompt_min": None, "prompt_mean": None}
+    empty: dict[str, object] = dict.fromkeys(("mean", "low", "high", "prompt_min", "prompt_mean"))
+    empty |= {"method": "", "n": 0, "shares": True, "runs": ()}
     for key, errors in failed.items():
-        rows.append(dict(zip(keys, key, strict=True)) | empty | {"asked": errors, "errors": errors, "shares": True})
+        rows.append(dict(zip(keys, key, strict=True)) | empty | {"asked": errors, "errors": errors})
     floats = ["mean", "low", "high", "prompt_min", "prompt_mean"]
     return pd.DataFrame(rows).astype(dict.fromkeys(floats, "float64")) if rows else pd.DataFrame()
 
@@ -115,9 +178,9 @@ def _planned(cell: dict[str, Any], run_ids: Iterable[str], asked: dict[tuple[obj
 
 
 def _measure(group: pd.DataFrame, errors: int, planned: int) -> dict[str, Any]:
-    samples = group.groupby(["seed", "sample_id"], observed=True, sort=False).ngroup().to_numpy()
+    samples = group["sample"].to_numpy()
     distinct = len(samples) == len(set(samples.tolist()))
-    found = interval(group["score"].to_numpy(), None if distinct else samples)
+    found = interval(group["score"].to_numpy(), None if distinct else samples, group["weight"].to_numpy())
     return {
         "mean": found.mean,
         "low": found.low,

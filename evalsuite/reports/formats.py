@@ -8,27 +8,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from evalsuite.names import quoted
-from evalsuite.reports import escape
-from evalsuite.reports.tables import Cell, Column, Note, Row, Table, column_label, variant_label
-from evalsuite.store import storage, write_file
-from gdn2.errors import DataError, UserError
+from evalsuite.reports import escape, files
+from evalsuite.reports.cells import size_label
+from evalsuite.reports.files import Format, format_of
+from evalsuite.reports.grid import Note
+from evalsuite.reports.tables import Cell, Column, Row, Table, column_label, variant_label
 
 if TYPE_CHECKING:
     from rich.table import Table as Grid
 
-Format = Literal["markdown", "latex", "csv"]
-SUFFIXES: dict[str, Format] = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
 MARK = "†"
-
-
-def format_of(path: Path) -> Format:
-    """The format a file name asks for. Raises UserError for another suffix."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"table file {quoted(path)} must end in {', '.join(SUFFIXES)}")
-    return SUFFIXES[path.suffix.lower()]
 
 
 def render(table: Table, form: Format) -> str:
@@ -38,24 +29,12 @@ def render(table: Table, form: Format) -> str:
 
 def write(table: Table, path: Path) -> None:
     """Write the table to `path` in the format of its suffix, replacing what is there."""
-    text = render(table, format_of(path))
-    with storage(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, text.encode("utf-8"))
+    files.write(render(table, format_of(path)), path)
 
 
 def check(table: Table, path: Path) -> None:
     """Raise DataError naming the first line in which the file at `path` differs from what the records give."""
-    try:
-        found = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from None
-    wanted = render(table, format_of(path)).splitlines()
-    if found == wanted:
-        return
-    pairs = zip(found, wanted, strict=False)
-    first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(found), len(wanted)))
-    raise DataError(f"{path} is not what the records give: line {first + 1} differs; write it again without --check")
+    files.check(render(table, format_of(path)), path)
 
 
 def _number(value: float) -> str:
@@ -63,7 +42,7 @@ def _number(value: float) -> str:
 
 
 def _mean(cell: Cell) -> str:
-    return (_number(cell.value) if cell.value is not None else "–") + (MARK if cell.partial else "")
+    return (_number(cell.value) if cell.value is not None else "–") + (MARK if cell.partial else "") + cell.mark
 
 
 def _figure(cell: Cell | None) -> str:
@@ -91,22 +70,15 @@ def _prompt(column: int, rows: Sequence[Row]) -> str:
     return f"{min(c.prompt_min for c in cells):.0f} / {mean:.0f}"
 
 
-def _params(row: Row) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if row.params >= size:
-            return f"{row.params / size:.3g}{unit}"
-    return str(row.params) if row.params else ""
-
-
 def _families(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row.family for row in rows))
 
 
-def _note(note: Note, escaped: Callable[[str], str]) -> str:
+def note_text(note: Note, escaped: Callable[[str], str]) -> str:
     return f"{note.text}: {', '.join(map(escaped, note.values))}." if note.values else note.text
 
 
-def _dagger(text: str) -> str:
+def dagger(text: str) -> str:
     """Our own words for LaTeX, the mark of a partial cell included."""
     return r"$^\dagger$".join(map(escape.latex, text.split(MARK)))
 
@@ -143,7 +115,7 @@ def terminal(table: Table, width: int = 100) -> str:
             console.print(_grid(table, [row for row in rows if row.checkpoint], ours, []))
             console.print(_grid(table, _published(rows), [], theirs))
     for note in table.notes:
-        console.print(Text(_note(note, escape.terminal)))
+        console.print(Text(note_text(note, escape.terminal)))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
@@ -166,7 +138,7 @@ def _grid(table: Table, rows: list[Row], ours: list[int], theirs: list[int]) -> 
     for family in _families(rows):
         grid.add_row(Text(escape.terminal(family)))
         for row in (r for r in rows if r.family == family):
-            name = Text(f"{escape.terminal(row.name)}\n  {_params(row)}".rstrip())
+            name = Text(f"{escape.terminal(row.name)}\n  {size_label(row.params)}".rstrip())
             cells = [Text(_terminal_cell(row.cells[i], table.n)) for i in ours]
             grid.add_row(name, *cells, *(Text(_figure(row.cells[i])) for i in theirs))
     if ours:
@@ -195,10 +167,10 @@ def markdown(table: Table) -> str:
             cells = [_markdown_cell(row.cells[i], table.n) for i in ours]
             cells += [_figure(row.cells[i]) for i in theirs]
             label = escape.markdown(row.name)
-            lines.append(f"| {label} | {row.family} | {_params(row)} | " + " | ".join(cells) + " |")
+            lines.append(f"| {label} | {row.family} | {size_label(row.params)} | " + " | ".join(cells) + " |")
         prompts = [_prompt(i, rows) for i in ours] + [""] * len(theirs)
         lines += ["| prompt tokens, min / mean | | | " + " | ".join(prompts) + " |", ""]
-    lines += [f"- {_note(note, escape.markdown)}" for note in table.notes]
+    lines += [f"- {note_text(note, escape.markdown)}" for note in table.notes]
     return "\n".join(lines) + "\n"
 
 
@@ -211,7 +183,8 @@ def _markdown_cell(cell: Cell | None, n: int | None) -> str:
     if cell is None:
         return ""
     bounds = _bounds(cell)
-    return " ".join(filter(None, [_mean(cell), f"[{bounds}]" if bounds else "", _count(cell, n)]))
+    mean = _mean(cell).replace("*", r"\*")
+    return " ".join(filter(None, [mean, f"[{bounds}]" if bounds else "", _count(cell, n)]))
 
 
 def latex(table: Table) -> str:
@@ -219,7 +192,7 @@ def latex(table: Table) -> str:
     ours = [i for i, c in enumerate(table.columns) if c.source == "measured"]
     theirs = [i for i, c in enumerate(table.columns) if c.source == "published"]
     count = f" ($n = {table.n}$ samples a cell)" if table.n is not None else ""
-    notes = [_note(Note(_dagger(note.text), note.values), escape.latex) for note in table.notes]
+    notes = [note_text(Note(dagger(note.text), note.values), escape.latex) for note in table.notes]
     lines = ["% needs \\usepackage{booktabs,graphicx}", r"\begin{table}", r"\centering"]
     lines += [f"\\caption{{{escape.latex(table.title)}{count}. {notes[0]} Sub- and superscripts: its ends.}}"]
     lines += _tabular(table, _shown(table, ours, []), ours, "Measured")
@@ -275,7 +248,8 @@ def _latex_cell(cell: Cell | None) -> str:
         return ""
     mean = "--" if cell.value is None else _number(cell.value)
     bounds = "" if math.isnan(cell.low) else f"$_{{{_number(cell.low)}}}^{{{_number(cell.high)}}}$"
-    return mean + (r"$^\dagger$" if cell.partial else "") + bounds
+    marks = (r"\dagger" if cell.partial else "") + cell.mark.replace("*", r"\ast")
+    return mean + (f"$^{{{marks}}}$" if marks else "") + bounds
 
 
 CSV_COLUMNS = (

@@ -87,8 +87,9 @@ class _Codes(dict[object, int]):
 class _Builder:
     """Collects columns chunk by chunk, as arrays."""
 
-    def __init__(self, texts: bool) -> None:
-        self.columns: dict[str, Kind] = COLUMNS | TEXTS if texts else COLUMNS
+    def __init__(self, texts: bool | Sequence[str]) -> None:
+        kept = TEXTS if texts is True else {name: TEXTS[name] for name in texts or ()}
+        self.columns: dict[str, Kind] = COLUMNS | kept
         self.codes = {name: _Codes() for name, kind in self.columns.items() if kind == "category"}
         self.chunks: dict[str, list[Any]] = {name: [] for name in self.columns}
 
@@ -147,18 +148,18 @@ def _empty(kind: Kind) -> str:
     return {"category": "int32", "int": "int64", "bool": "bool"}.get(kind, "float64")
 
 
-def from_rows(rows: Iterable[Mapping[str, Any]], texts: bool = False) -> Records:
+def from_rows(rows: Iterable[Mapping[str, Any]], texts: bool | Sequence[str] = False) -> Records:
     """Records given as mappings with the columns of `evalsuite.schema.Record`."""
     builder = _Builder(texts)
     builder.add(list(rows))
     return _finish(builder, {}, [])
 
 
-def load(paths: Sequence[Path], texts: bool = False) -> Records:
+def load(paths: Sequence[Path], texts: bool | Sequence[str] = False) -> Records:
     """Read the records below `paths`: run directories, a results directory that holds `runs/`, or .jsonl files.
 
-    `texts` keeps targets and outputs. Damaged lines are left out and named in `warnings`; of records with one (key,
-    metric) the first without an error counts.
+    `texts` keeps targets and outputs, or those of the two it names. Damaged lines are left out and named in `warnings`;
+    of records with one (key, metric) the first without an error counts.
 
     Raises:
         DataError: there are no records, or a file cannot be read.

@@ -6,68 +6,26 @@ pattern of its own, and every colour scale rises in lightness, so that a figure 
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from evalsuite.names import quoted
 from evalsuite.reports import escape
 from evalsuite.reports.cells import CELL, length_label, separated
+from evalsuite.reports.drawing import check_files, legend, length_axis, look, name_axes, panels, save, style
 from evalsuite.reports.frame import Records
 from evalsuite.reports.tables import Column, Row, Table, build, variant_label
-from evalsuite.store import storage, write_file
-from gdn2.errors import DataError, UserError
+from gdn2.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-STYLE = Path(__file__).with_name("style.mplstyle")
-SUFFIXES = (".png", ".svg", ".pdf")
-MARKERS = "osD^vPX*"
-DASHES = ("-", (0, (4, 1.2)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (6, 1, 1, 1, 1, 1)))
-PANEL = (1.72, 1.45)  # inches; two side by side fill a column of a paper
 BANDS = 4  # models whose bands can be told apart
 FEW = 10  # samples: a heat map's cell with fewer is hatched
-
-# Dates and program versions would make two runs differ.
-_METADATA: dict[str, dict[str, Any]] = {
-    ".png": {"Software": None},
-    ".svg": {"Date": None, "Creator": None},
-    ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
-}
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(matplotlib.rc_params_from_file(STYLE, use_default_template=False))
-        yield
-
-
-def _save(figure: Figure, files: Sequence[Path]) -> None:
-    for path in files:
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format=path.suffix.lower()[1:], metadata=_METADATA[path.suffix.lower()])
-        with storage(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, drawn.getvalue())
-
-
-def check_files(files: Sequence[Path]) -> None:
-    """Raise UserError for a file whose suffix is no format of ours."""
-    for path in files:
-        if path.suffix.lower() not in SUFFIXES:
-            raise UserError(f"plot file {quoted(path)} must end in {', '.join(SUFFIXES)}")
 
 
 def accuracy(records: Records, files: Sequence[Path]) -> None:
@@ -85,39 +43,15 @@ def accuracy(records: Records, files: Sequence[Path]) -> None:
     groups = [group for group in table.groups() if scored & set(table.places(*group, "measured"))]
     if not groups:
         raise DataError("these records hold no task with lengths to plot")
-    with _style():
-        figure, axes = _panels(len(groups), legend_rows=math.ceil(len(table.rows) / 2))
+    with style():
+        figure, axes = panels(len(groups), legend_rows=math.ceil(len(table.rows) / 2))
         for ax, group in zip(axes, groups, strict=True):
             _curves(ax, table, [i for i in table.places(*group, "measured") if i in scored])
             ax.set_title(escape.figure(variant_label(table.columns[table.places(*group, "measured")[0]])))
-        _name_axes(figure, axes, "accuracy (%)")
+        name_axes(figure, axes, "accuracy (%)")
         _training_lengths(records, axes)
-        entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-        wide = max(map(len, entries)) > 28
-        figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=1 if wide else 2)
-        _save(figure, files)
-
-
-def _columns(panels: int) -> int:
-    return panels if panels < 3 else 2 if panels <= 4 else 4
-
-
-def _panels(count: int, legend_rows: int = 0) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-
-    across = _columns(count)
-    down = math.ceil(count / across)
-    size = (PANEL[0] * max(across, 2), PANEL[1] * down + 0.2 + 0.14 * legend_rows)
-    figure = Figure(figsize=size)
-    grid = figure.add_gridspec(down, across)
-    return figure, [figure.add_subplot(grid[i // across, i % across]) for i in range(count)]
-
-
-def _name_axes(figure: Figure, axes: Sequence[Axes], y_label: str) -> None:
-    """Name the axes once: below all panels, and left of each row."""
-    figure.supxlabel("context length (tokens)")
-    for ax in axes[:: _columns(len(axes))]:
-        ax.set_ylabel(y_label)
+        legend(figure, axes)
+        save(figure, files)
 
 
 def _curves(ax: Axes, table: Table, places: list[int]) -> None:
@@ -130,25 +64,19 @@ def _curves(ax: Axes, table: Table, places: list[int]) -> None:
         aside = 2 ** (0.05 * (number - (len(table.rows) - 1) / 2)) if crowded else 1.0
         x, y = [length * aside for length, _ in points], [cell.value or 0.0 for _, cell in points]
         low, high = [cell.low for _, cell in points], [cell.high for _, cell in points]
-        colour = f"C{number % 7}"
-        marker = MARKERS[number % len(MARKERS)]
-        look: dict[str, Any] = {"color": colour, "linestyle": DASHES[number % len(DASHES)]}
+        looks = look(number)
+        colour, marker = looks["color"], looks.pop("marker")
         if crowded or len(points) == 1:
             ax.vlines(x, low, high, color=colour, linewidth=0.7, alpha=0.8)
         else:
             ax.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
             for edge in (low, high):
-                ax.plot(x, edge, linewidth=0.4, alpha=0.6, **look)
-        ax.plot(x, y, label=_label(row), marker=marker, mec="white", mew=0.25, clip_on=False, zorder=3, **look)
+                ax.plot(x, edge, linewidth=0.4, alpha=0.6, **looks)
+        ax.plot(x, y, label=_label(row), marker=marker, mec="white", mew=0.25, clip_on=False, zorder=3, **looks)
         for at, height, (_, cell) in zip(x, y, points, strict=True):
             if cell.partial:
                 ax.plot(at, height, marker=marker, mfc="white", mec=colour, clip_on=False, zorder=4)
-    ax.set_xscale("log", base=2)
-    ticks = sorted(set(lengths))
-    every = math.ceil(len(ticks) / 6)
-    ax.set_xticks(ticks[::every], [length_label(t) for t in ticks[::every]])
-    ax.minorticks_off()
-    ax.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
+    length_axis(ax, lengths)
     ax.set_ylim(-2, 102)
     ax.set_yticks(range(0, 101, 25))
 
@@ -188,17 +116,17 @@ def depth_heatmap(records: Records, files: Sequence[Path], bins: int | None = No
     if bins is None:
         bins = 10 if frame.groupby(CELL, observed=True).size().median() >= 10 * FEW else 5
     frame = frame.assign(bin=(frame["depth"] * bins).clip(upper=bins - 1e-9).astype(int))
-    with _style():
-        figure, axes = _panels(len(wanted))
+    with style():
+        figure, axes = panels(len(wanted))
         for ax, (row, group) in zip(axes, wanted, strict=True):
             places = table.places(*group, "measured")
             image = _heat(ax, frame, row, [table.columns[i] for i in places], bins)
             ax.set_title(f"{escape.figure(row.name, 24)}\n{escape.figure(variant_label(table.columns[places[0]]))}")
-        _name_axes(figure, axes, "needle depth (%)")
+        name_axes(figure, axes, "needle depth (%)")
         hatched = any(patch.get_hatch() for ax in axes for patch in ax.patches)
         note = f"\nhatched: fewer than {FEW} samples" if hatched else ""
         figure.colorbar(image, ax=axes, label=f"accuracy (%){note}", aspect=30)
-        _save(figure, files)
+        save(figure, files)
 
 
 def _heat(ax: Axes, frame: pd.DataFrame, row: Row, columns: list[Column], bins: int) -> AxesImage:

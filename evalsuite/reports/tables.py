@@ -10,17 +10,23 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from evalsuite.reports import paper
+from evalsuite.reports.captions import described
 from evalsuite.reports.cells import (
     FAMILIES,
     MIXERS,
-    MODEL,
     TASKS,
     length_label,
+    member_key,
+    model_key,
     rank,
     summary,
     task_label,
 )
+from evalsuite.reports.cells import members as cell_members
+from evalsuite.reports.cells import names as called
+from evalsuite.reports.compare import Group, below_best, worse_note
 from evalsuite.reports.frame import Records
+from evalsuite.reports.grid import Note
 from gdn2.errors import DataError
 
 Published = Literal["matched", "all", "none"]
@@ -51,6 +57,7 @@ class Cell:
     errors: int = 0
     prompt_min: float = float("nan")  # tokens
     prompt_mean: float = float("nan")
+    mark: str = ""  # "*" where significantly worse than the best of its family and column
 
     @property
     def partial(self) -> bool:
@@ -69,14 +76,6 @@ class Row:
     params: int
     checkpoint: str
     cells: tuple[Cell | None, ...]  # one for each column
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """A sentence of the caption: our words, or what they name and its values from outside, to be escaped."""
-
-    text: str
-    values: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +116,7 @@ def build(records: Records, published: Published = "matched", title: str = "Accu
         raise DataError(f"these records hold no scores within 0 to 1{held}")
     variants = _variants(entries)
     columns = _columns(entries, variants)
+    _mark(records, entries, variants)
     rows = _rows(entries, variants, columns)
     if published != "none":
         columns, rows = _with_published(columns, rows, keep_all=published == "all")
@@ -151,21 +151,37 @@ def _columns(entries: list[dict[str, Any]], variants: dict[str, tuple[str, ...]]
 def _rows(entries: list[dict[str, Any]], variants: dict[str, tuple[str, ...]], columns: list[Column]) -> list[Row]:
     models: dict[tuple[Any, ...], dict[Column, Cell]] = {}
     for entry in entries:
-        shown = models.setdefault(tuple(entry[name] for name in (*MODEL, "run")), {})
+        shown = models.setdefault(model_key(entry), {})
         missing = entry["n"] == 0
         shown[_column(entry, variants)] = Cell(
             None if missing else 100 * entry["mean"],
             100 * entry["low"],
             100 * entry["high"],
-            *(entry[name] for name in ("n", "asked", "errors", "prompt_min", "prompt_mean")),
+            *(entry[name] for name in ("n", "asked", "errors", "prompt_min", "prompt_mean", "mark")),
         )
-    names = [(family, model) for family, model, *_ in {key[:-1] for key in models}]
+    names = called(entries)
     rows = []
-    for (family, model, checkpoint, mixer, params, run), shown in models.items():
-        name = f"{model} @{checkpoint[:8]}" if names.count((family, model)) > 1 else model
-        name = run or name
+    for key, shown in models.items():
+        family, model, checkpoint, mixer, params, run = key
+        name = names[key]
         rows.append(Row(family, model, run, name, mixer, params, checkpoint, tuple(shown.get(c) for c in columns)))
     return sorted(rows, key=_row_order)
+
+
+def _mark(records: Records, entries: list[dict[str, Any]], variants: dict[str, tuple[str, ...]]) -> None:
+    """Mark entries significantly worse than the best of their family and column, where targets tell the pairs."""
+    for entry in entries:
+        entry["mark"] = ""
+    if "target" not in records.frame:
+        return
+    members = cell_members(records)
+    groups: dict[tuple[str, Column], Group] = {}
+    for i, entry in enumerate(entries):
+        if entry["n"]:
+            found = groups.setdefault((entry["family"], _column(entry, variants)), {})
+            found[str(i)] = (entry["mean"], members[member_key(entry)])
+    for _, name in below_best(list(groups.values())):
+        entries[int(name)]["mark"] = "*"
 
 
 def _row_order(row: Row) -> tuple[Any, ...]:
@@ -197,15 +213,10 @@ def _notes(records: Records, entries: list[dict[str, Any]], others: list[str], p
     notes = [Note("Mean score in percent, 95 % interval (Wilson; for fractional scores bootstrap over samples).")]
     if any(entry["n"] < entry["asked"] for entry in entries):
         notes.append(Note("† partial: fewer samples answered than asked."))
+    if any(entry["mark"] for entry in entries):
+        notes.append(worse_note("family"))
     notes.append(Note("Tokens: shortest and mean prompt of a column, counted by each model's own tokenizer."))
-    for name, text in (("protocol", "Protocol"), ("metric", "Metric")):
-        notes.append(Note(text, tuple(sorted({entry[name] for entry in entries}))))
-    versions = sorted({(task_label(e["task"]), e["task_version"], e["data"][:8]) for e in entries})
-    notes.append(Note("Task versions and data", tuple(f"{t} v{v} {d}" for t, v, d in versions)))
-    if seeds := sorted({int(seed) for seed in records.frame["seed"].unique()}):
-        notes.append(Note("Seeds: " + ", ".join(map(str, seeds)) + "."))
-    if software := _software(records):
-        notes.append(Note("Software", software))
+    notes += described(records, entries)
     if published:
         source = paper.load("table3")
         notes.append(Note(f"Paper (published): {source.source} ({source.models}); not measured here."))
@@ -214,18 +225,6 @@ def _notes(records: Records, entries: list[dict[str, Any]], others: list[str], p
     if others:
         notes.append(Note("Left out, not a share of 0 to 1", tuple(others)))
     return notes
-
-
-def _software(records: Records) -> tuple[str, ...]:
-    found = set()
-    for run in records.runs.values():
-        for invocation in run["invocations"]:
-            provenance = invocation.get("provenance", {})
-            packages, code = provenance.get("packages", {}), provenance.get("code", {})
-            commit = str(code.get("commit", ""))[:10] + ("+changes" if code.get("dirty") else "")
-            own = " ".join(filter(None, ["gdn2-eval", packages.get("gdn2-eval"), commit]))
-            found.add(f"{own}, torch {packages.get('torch', '?')}")
-    return tuple(sorted(found))
 
 
 def variant_label(column: Column) -> str:

@@ -1,19 +1,37 @@
 """Intervals, paired tests and effective lengths of scores: pure functions of arrays."""
 
-from evalsuite.stats.intervals import Interval, bootstrap, interval, wilson
-from evalsuite.stats.length import EffectiveLength, effective_length
-from evalsuite.stats.paired import Difference, detectable, holm, mcnemar, paired, samples_needed
+from evalsuite.stats.intervals import Interval, bootstrap, bootstrap_means, interval, wilson
+from evalsuite.stats.length import Definition, EffectiveLength, effective_length, effective_length_of_average
+from evalsuite.stats.paired import (
+    Difference,
+    detectable,
+    discordant,
+    holm,
+    mcnemar,
+    mcnemar_power,
+    mcnemar_samples_needed,
+    newcombe,
+    paired,
+    samples_needed,
+)
 
 __all__ = [
+    "Definition",
     "Difference",
     "EffectiveLength",
     "Interval",
     "bootstrap",
+    "bootstrap_means",
     "detectable",
+    "discordant",
     "effective_length",
+    "effective_length_of_average",
     "holm",
     "interval",
     "mcnemar",
+    "mcnemar_power",
+    "mcnemar_samples_needed",
+    "newcombe",
     "paired",
     "samples_needed",
     "wilson",

@@ -7,6 +7,7 @@ cluster, with a fixed seed, so that a table is the same every time it is made.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -30,6 +31,7 @@ class Interval:
     method: Literal["wilson", "bootstrap"]
 
 
+@lru_cache(maxsize=4096)
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval (without continuity correction) of a proportion of `n` >= 1 trials."""
     from scipy.stats import binomtest
@@ -38,22 +40,27 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     return float(low), float(high)
 
 
-def cluster_totals(scores: Floats, clusters: ArrayLike | None) -> tuple[Floats, Floats]:
-    """Sum of the scores and number of scores of each cluster, [clusters] each; None: every score is its own."""
+def cluster_totals(scores: Floats, clusters: ArrayLike | None, weights: Floats) -> tuple[Floats, Floats]:
+    """Weighted sum of the scores and sum of the weights of each cluster, [clusters] each; None: each score is one."""
     if clusters is None:
-        return scores, np.ones_like(scores)
+        return scores * weights, weights
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
-    return np.bincount(index, weights=scores).astype(np.float64), np.bincount(index).astype(np.float64)
+    sums, sizes = (np.bincount(index, weights=w).astype(np.float64) for w in (scores * weights, weights))
+    return sums, sizes
 
 
 def bootstrap_means(
-    scores: ArrayLike, clusters: ArrayLike | None = None, resamples: int = RESAMPLES, seed: int = SEED
-) -> Floats:
+    scores: ArrayLike, clusters: ArrayLike | None = None, weights: ArrayLike | None = None,
+    resamples: int = RESAMPLES, seed: int = SEED,
+) -> Floats:  # fmt: skip
     """Means of `resamples` draws of whole clusters with replacement, [resamples].
 
     Equal clusters are drawn together by their count (a multinomial), which is the same distribution and much less work.
+    `weights` are the units each score stands for, [n]; None: one each.
     """
-    sums, sizes = cluster_totals(np.asarray(scores, dtype=np.float64), clusters)
+    values = np.asarray(scores, dtype=np.float64)
+    units = np.ones_like(values) if weights is None else np.asarray(weights, dtype=np.float64)
+    sums, sizes = cluster_totals(values, clusters, units)
     kinds, counts = np.unique(np.stack([sums, sizes]), axis=1, return_counts=True)
     n = int(counts.sum())
     rng = np.random.default_rng(seed)
@@ -66,19 +73,22 @@ def bootstrap_means(
 
 
 def bootstrap(
-    scores: ArrayLike, clusters: ArrayLike | None = None, confidence: float = 0.95, seed: int = SEED
-) -> tuple[float, float]:
+    scores: ArrayLike, clusters: ArrayLike | None = None, weights: ArrayLike | None = None,
+    confidence: float = 0.95, seed: int = SEED,
+) -> tuple[float, float]:  # fmt: skip
     """Percentile interval of the mean by resampling clusters; NaN for fewer than two clusters."""
     values = np.asarray(scores, dtype=np.float64)
     n = len(values) if clusters is None else len(np.unique(np.asarray(clusters)))
     if n < 2:
         return float("nan"), float("nan")
     tail = (1 - confidence) / 2
-    low, high = np.quantile(bootstrap_means(values, clusters, seed=seed), [tail, 1 - tail])
+    low, high = np.quantile(bootstrap_means(values, clusters, weights, seed=seed), [tail, 1 - tail])
     return float(low), float(high)
 
 
-def interval(scores: ArrayLike, clusters: ArrayLike | None = None, confidence: float = 0.95) -> Interval:
+def interval(
+    scores: ArrayLike, clusters: ArrayLike | None = None, weights: ArrayLike | None = None, confidence: float = 0.95
+) -> Interval:
     """Mean and interval of at least one finite score: Wilson for 0/1 scores of distinct clusters, else the bootstrap.
 
     Equal fractional scores get Wilson's interval of a proportion with their mean, which is too wide rather than empty.
@@ -86,13 +96,16 @@ def interval(scores: ArrayLike, clusters: ArrayLike | None = None, confidence: f
     Args:
         scores: one score each, [n]
         clusters: what each score shares with others (a sample, a haystack), [n]; None: nothing
+        weights: units each score stands for, [n]; None: one each
     """
     values = np.asarray(scores, dtype=np.float64)
+    units = np.ones_like(values) if weights is None else np.asarray(weights, dtype=np.float64)
     if not len(values) or not np.isfinite(values).all():
         raise ValueError(f"an interval needs finite scores, got {len(values)} of which some are missing")
     n = len(values) if clusters is None else len(np.unique(np.asarray(clusters)))
-    mean = float(values.mean())
-    if n == len(values) and np.isin(values, (0.0, 1.0)).all():
+    mean = float(values @ units / units.sum())
+    equal = bool((units == units[0]).all())
+    if equal and n == len(values) and np.isin(values, (0.0, 1.0)).all():
         low, high = wilson(int(values.sum()), n, confidence)
         return Interval(mean, low, high, n, "wilson")
     if n > 1 and (values == values[0]).all() and 0 <= mean <= 1:
@@ -100,5 +113,5 @@ def interval(scores: ArrayLike, clusters: ArrayLike | None = None, confidence: f
         k = round(mean * n, 9)
         low, high = wilson(math.floor(k), n, confidence)[0], wilson(math.ceil(k), n, confidence)[1]
         return Interval(mean, low, high, n, "wilson")
-    low, high = bootstrap(values, clusters, confidence)
+    low, high = bootstrap(values, clusters, units, confidence)
     return Interval(mean, low, high, n, "bootstrap")

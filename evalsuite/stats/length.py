@@ -8,14 +8,14 @@ a log axis. The interval resamples the scores of each length. A value at either 
 lies beyond it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from evalsuite.stats.intervals import SEED, Floats, bootstrap_means
+from evalsuite.stats.intervals import BATCH_CELLS, RESAMPLES, SEED, Floats
 
 RULER_THRESHOLD = 0.856
 BASE_SHARE = 0.85  # NoLiMa
@@ -59,20 +59,33 @@ def _base(lengths: Floats, scores: Floats) -> float:
     return float(scores[short].max())
 
 
+Definition = Literal["absolute", "relative"]
+Part = tuple[ArrayLike, ArrayLike]  # scores 0..1 of one task at one length, and the sample each belongs to, [n] each
+
+
 def effective_length(
-    scores: Mapping[int, ArrayLike], definition: Literal["absolute", "relative"] = "absolute", seed: int = SEED
+    scores: Mapping[int, ArrayLike], definition: Definition = "absolute", seed: int = SEED
 ) -> EffectiveLength:
-    """Effective length from the scores (0..1, [n] each) of at least one length in tokens.
+    """Effective length from the scores (0..1, [n] each) of at least one length in tokens; score i of each length
+    belongs to sample i. See `effective_length_of_average`."""
+    parts = {length: [(values, np.arange(np.asarray(values).size))] for length, values in scores.items()}
+    return effective_length_of_average(parts, definition, seed)
+
+
+def effective_length_of_average(
+    parts: Mapping[int, Sequence[Part]], definition: Definition = "absolute", seed: int = SEED
+) -> EffectiveLength:
+    """Effective length of the unweighted average over the parts (tasks) of each length in tokens.
 
     "absolute" asks for `RULER_THRESHOLD`, "relative" for `BASE_SHARE` of the best score at or below `BASE_LENGTH`
-    tokens (or at the shortest length, when all are longer); the base is resampled with the rest.
+    tokens (or at the shortest length, when all are longer); the base is resampled with the rest. Whole samples are
+    resampled, with their scores at every length and in every task: they share a needle.
     """
-    if not scores:
+    if not parts or not all(parts.values()):
         raise ValueError("an effective length needs scores of at least one length")
-    ordered = sorted(scores)
+    ordered = sorted(parts)
     lengths = np.asarray(ordered, dtype=np.float64)
-    counts = np.asarray([len(np.asarray(scores[length])) for length in ordered], dtype=np.float64)
-    means = np.asarray([np.asarray(scores[length]).mean() for length in ordered], dtype=np.float64)
+    counts = np.asarray([sum(np.asarray(s).size for s, _ in parts[length]) for length in ordered], dtype=np.float64)
     logs = np.log2(lengths)
 
     def read(values: Floats) -> tuple[float, float]:
@@ -81,8 +94,9 @@ def effective_length(
         threshold = RULER_THRESHOLD if definition == "absolute" else own
         return crossing(logs, monotone(values, counts), threshold), threshold
 
+    means = np.asarray([np.mean([np.mean(np.asarray(s)) for s, _ in parts[length]]) for length in ordered])
     at, threshold = read(means)
-    draws = np.stack([bootstrap_means(scores[length], seed=seed + i) for i, length in enumerate(ordered)], axis=1)
+    draws = _resampled([parts[length] for length in ordered], seed)
     low, high = np.quantile([read(draw)[0] for draw in draws], [0.025, 0.975])
     fitted = monotone(means, counts)
     censored: Literal["", "above", "below"] = ""
@@ -91,3 +105,24 @@ def effective_length(
     elif fitted[0] < threshold:
         censored = "below"
     return EffectiveLength(float(2**at), float(2**low), float(2**high), censored, threshold)
+
+
+def _resampled(columns: Sequence[Sequence[Part]], seed: int) -> Floats:
+    """Averages of each column over its parts in `RESAMPLES` draws of samples, [resamples, columns]."""
+    names = np.unique(np.concatenate([np.asarray(samples).ravel() for column in columns for _, samples in column]))
+    places = [[(np.asarray(s, np.float64), np.searchsorted(names, np.asarray(ids))) for s, ids in c] for c in columns]
+    rng = np.random.default_rng(seed)
+    batch = max(1, BATCH_CELLS // len(names))
+    drawn = []
+    for start in range(0, RESAMPLES, batch):
+        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=min(batch, RESAMPLES - start))
+        drawn.append(np.stack([np.mean([_mean(times, *part) for part in column], axis=0) for column in places], axis=1))
+    return np.concatenate(drawn)
+
+
+def _mean(times: NDArray[np.int64], scores: Floats, places: NDArray[np.intp]) -> Floats:
+    """Means of `scores` [n] whose samples were drawn `times` [batch, samples]; the plain one where none of them was."""
+    counts = times[:, places]
+    total = counts.sum(axis=1)
+    means: Floats = np.where(total > 0, (counts @ scores) / np.maximum(total, 1), scores.mean())
+    return means

@@ -11,7 +11,7 @@ import json
 import random
 from pathlib import Path
 
-from evalsuite.reports import formats, frame, tables
+from evalsuite.reports import files, formats, frame, tables
 from evalsuite.schema import Record, to_line
 
 HOME = Path(__file__).parent / "data" / "synthetic"
@@ -116,10 +116,10 @@ def write(home):
         run.mkdir(parents=True, exist_ok=True)
         (run / "records.jsonl").write_text("".join(map(to_line, records(model))), encoding="ascii")
         (run / "run.json").write_text(json.dumps(run_json(model), indent=1) + "\n", encoding="ascii")
-    made = frame.load([home])
+    made = frame.load([home], texts=["target"])
     for published, name in (("matched", "table"), ("all", "table-all")):
         table = tables.build(made, published)
-        for suffix, form in formats.SUFFIXES.items():
+        for suffix, form in files.SUFFIXES.items():
             (home / f"{name}{suffix}").write_text(formats.render(table, form), encoding="utf-8")
     (home / "table.txt").write_text(formats.terminal(tables.build(made)), encoding="utf-8")
 

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from evalsuite.reports import escape, formats, frame, plots, tables
+from evalsuite.reports import escape, files, formats, frame, plots, tables
 
 PAYLOADS = [
     "\x1b]0;pwn\x07title",
@@ -137,7 +137,7 @@ def hostile(records):
 
 
 def test_hostile_names_render_inert_everywhere(hostile):
-    for text in (formats.terminal(hostile), *(formats.render(hostile, f) for f in formats.SUFFIXES.values())):
+    for text in (formats.terminal(hostile), *(formats.render(hostile, f) for f in files.SUFFIXES.values())):
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", text)
     assert not re.search(r"\\(input|write)", formats.latex(hostile))
     for row in csvlib.reader(io.StringIO(formats.to_csv(hostile))):

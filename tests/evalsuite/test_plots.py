@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from evalsuite.reports import frame, plots
+from evalsuite.reports import drawing, frame, plots
 from gdn2.errors import DataError, StorageError, UserError
 
 DRAW = pytest.mark.parametrize("draw", [plots.accuracy, plots.depth_heatmap])
@@ -110,7 +110,7 @@ def test_heat_map_says_why_cells_are_hatched(made, tmp_path):
 def test_scales_rise_in_lightness():
     import matplotlib
 
-    with plots._style():
+    with drawing.style():
         colours = matplotlib.colormaps[matplotlib.rcParams["image.cmap"]](np.linspace(0, 1, 32))
     lightness = colours[:, :3] @ [0.299, 0.587, 0.114]
     assert (np.diff(lightness) > 0).all()

@@ -13,8 +13,9 @@ def warnings():
 
 @pytest.fixture
 def tables(synthetic, warnings):
-    def call(out=None, form="text", published="matched", check=False, runs=None):
-        return actions.tables(runs or [synthetic.HOME], out, form, published, check, warnings.append)
+    def call(out=None, form="text", check=False, runs=None, where=(), **shape):
+        output = actions.Output(out, form, check)
+        return actions.tables(runs or [synthetic.HOME], actions.Shape(**shape), where, output, warnings.append)
 
     return call
 
@@ -47,6 +48,10 @@ def test_wrong_options_are_refused_by_name(tables, tmp_path):
         ({"published": "some"}, "published 'some' is unknown"),
         ({"check": True}, "name it with --out"),
         ({"out": tmp_path / "t.txt"}, "must end in .md, .tex, .csv"),
+        ({"effective": True, "down": "model"}, "rows and columns of its own"),
+        ({"down": "modl"}, "column 'modl' is unknown; did you mean model"),
+        ({"where": ["task"]}, "filter 'task' is not NAME=VALUE"),
+        ({"where": ["tsk=x"]}, "column 'tsk' is unknown; did you mean task"),
     ]
     for options, message in wrong:
         with pytest.raises(UserError, match=message):
@@ -57,9 +62,9 @@ def test_wrong_options_are_refused_by_name(tables, tmp_path):
 def test_results_is_the_default_place(tmp_path, monkeypatch, synthetic, warnings):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="no records at 'results'"):
-        actions.tables([], None, "text", "none", False, warnings.append)
+        actions.tables([], actions.Shape(), [], actions.Output(), warnings.append)
     (tmp_path / "results").symlink_to(synthetic.HOME)
-    assert "synthetic-kda" in actions.tables([], None, "text", "none", False, warnings.append)
+    assert "synthetic-kda" in actions.tables([], actions.Shape(), [], actions.Output(), warnings.append)
 
 
 def test_damaged_records_are_named_then_counted(synthetic, tables, tmp_path, warnings):
@@ -89,3 +94,75 @@ def test_plots_are_written_once_a_kind(synthetic, tmp_path, warnings):
 def test_unknown_kinds_of_plots_are_refused(synthetic, tmp_path, warnings, kinds):
     with pytest.raises(UserError, match="plot format '.*' is unknown; known: pdf, png, svg"):
         actions.plot([synthetic.HOME], tmp_path, kinds, warnings.append)
+
+
+def test_any_columns_make_a_table(tables, tmp_path):
+    text = tables(down="model,length", across="task", where=["task=niah_single_2", "length=4k", "length=1k"])
+    rows = [line.split() for line in text.splitlines() if line.startswith("synthetic")]
+    assert [row[:3] for row in rows] == [
+        ["synthetic-gdn2", "1K", "100.0"],
+        ["synthetic-gdn2", "4K", "62.5"],
+        ["synthetic-gdn2-h", "1K", "100.0"],
+        ["synthetic-gdn2-h", "4K", "75.0"],
+        ["synthetic-kda", "1K", "100.0"],
+        ["synthetic-kda", "4K", "43.8"],
+    ]
+    out = tmp_path / "t.csv"
+    tables(out, down="model", across="task,length")
+    assert tables(out, check=True, down="model", across="task,length").endswith("is what the records give")
+    assert out.read_text().startswith("section,model,runs,niah_single_1/1024,niah_single_1/1024_low")
+
+
+def test_scores_that_would_share_a_place_are_refused(tables):
+    with pytest.raises(UserError, match="two scores fall on one place: they differ in length"):
+        tables(down="model", across="task")
+
+
+def test_a_filter_without_records_is_refused(tables):
+    with pytest.raises(DataError, match="no records fit 'task=piqa'"):
+        tables(where=["task=piqa"])
+
+
+def test_filters_know_the_beginning_of_a_digest(tables, synthetic):
+    whole = synthetic.digest("weights", "synthetic-kda")
+    assert "synthetic-gdn2" not in tables(where=[f"checkpoint={whole[:7]}"])
+
+
+def test_effective_lengths_are_given_in_both_definitions(tables):
+    text = tables(effective=True)
+    assert "85.6 %  " in text
+    assert "85 % of own" in text
+    assert "average of 4" in text
+    with pytest.raises(DataError, match="at two lengths"):
+        tables(effective=True, where=["length=1k"])
+
+
+def test_runs_are_compared_by_path_and_by_id(synthetic, warnings, tmp_path):
+    paths = [str(synthetic.HOME / "runs" / f"synthetic-{name}") for name in ("gdn2", "kda")]
+    said = actions.compare(paths, tmp_path, [], actions.Output(), warnings.append)
+    assert "synthetic-kda @" in said
+    assert "p (Holm)" in said
+    mixed = ["synthetic-gdn2", paths[1]]
+    only = actions.compare(mixed, synthetic.HOME, ["length=8k"], actions.Output(), warnings.append)
+    assert "over the 1 tests" in only
+    with pytest.raises(UserError, match="run 'synthetic-x' is not in"):
+        actions.compare(["synthetic-x", paths[1]], synthetic.HOME, [], actions.Output(), warnings.append)
+    out = tmp_path / "c.csv"
+    actions.compare(paths, tmp_path, [], actions.Output(out), warnings.append)
+    assert "p_holm" in out.read_text()
+
+
+def test_the_papers_tables_are_written_then_checked(synthetic, warnings, tmp_path):
+    out = tmp_path / "tables"
+    said = actions.paper([synthetic.HOME], out, "all", [], False, warnings.append)
+    assert said == f"wrote tables 2 to 5 and figure 2 to {out}"
+    names = {p.name for p in out.iterdir()}
+    assert {f"table{n}.{s}" for n in (2, 3, 4, 5) for s in ("txt", "md", "tex", "csv")} <= names
+    assert {"figure2.txt", "figure2.csv", "figure2.png", "figure2.svg", "figure2.pdf"} <= names
+    assert actions.paper([synthetic.HOME], out, "all", [], True, warnings.append).endswith("what the records give")
+    (out / "table4.csv").write_text((out / "table4.csv").read_text().replace("26.84", "26.85"))
+    with pytest.raises(DataError, match=r"table4.csv is not what the records give: line 2 differs"):
+        actions.paper([synthetic.HOME], out, "all", [], True, warnings.append)
+    with pytest.raises(UserError, match="name it with --out"):
+        actions.paper([synthetic.HOME], None, "all", [], True, warnings.append)
+    assert "Table 5" in actions.paper([synthetic.HOME], None, "none", ["model=synthetic-gdn2"], False, warnings.append)

@@ -219,3 +219,70 @@ def test_effective_length_interval_covers_the_truth():
         found = stats.effective_length(scores)
         hits += found.low <= truth <= found.high
     assert hits >= 35
+
+
+def test_weighted_scores_are_resampled_with_their_weights():
+    rng = np.random.default_rng(41)
+    words = rng.integers(50, 2000, size=62)
+    nats = rng.normal(3.0, 0.3, size=62)
+    found = stats.interval(nats, weights=words)
+    mean = float(nats @ words / words.sum())
+    assert found.mean == pytest.approx(mean)
+    # The ratio estimator's linearised standard error, 62 clusters.
+    error = math.sqrt(float((((nats - mean) * words) ** 2).sum())) / words.sum()
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.12)
+    assert stats.interval([1, 0, 1, 1], weights=[2, 2, 2, 2]).method == "wilson"
+    assert stats.interval([1, 0, 1, 1], weights=[2, 2, 2, 3]).mean == pytest.approx(7 / 9)
+    assert stats.paired(nats, nats - 1, weights=words).mean == pytest.approx(1)
+
+
+def test_bootstrap_agrees_with_scipy():
+    scores = np.random.default_rng(43).choice([0, 0.25, 0.5, 1], size=200)
+    theirs = scipy_stats.bootstrap((scores,), np.mean, n_resamples=4000, method="percentile", random_state=1)
+    ours = stats.bootstrap(scores)
+    assert ours == pytest.approx((theirs.confidence_interval.low, theirs.confidence_interval.high), abs=0.006)
+
+
+def test_power_of_the_exact_test_is_that_of_simulation_and_of_the_literature():
+    assert stats.mcnemar_power(500, 0.06, 0.02) == pytest.approx(0.874, abs=0.01)
+    assert stats.mcnemar_power(500, 0.04, 0.04) < 0.05
+    assert stats.mcnemar_power(3, 0.5, 0.1) == 0
+    rng = np.random.default_rng(47)
+    rejected = 0
+    for _ in range(400):
+        first, second, _ = rng.multinomial(200, [0.12, 0.05, 0.83])
+        rejected += scipy_stats.binomtest(int(first), int(first + second)).pvalue <= 0.05 if first + second else 0
+    assert stats.mcnemar_power(200, 0.12, 0.05) == pytest.approx(rejected / 400, abs=0.07)
+
+
+def test_paired_samples_needed_reach_the_power_asked_for():
+    n = stats.mcnemar_samples_needed(0.03, 0.9, 0.5)
+    shares = stats.discordant(0.03, 0.9, 0.5)
+    assert stats.mcnemar_power(n, *shares) >= 0.8
+    assert stats.mcnemar_power(int(0.95 * n), *shares) < 0.8
+    assert n >= stats.samples_needed(0.03, 0.9, 0.5)
+    assert shares[0] - shares[1] == pytest.approx(0.03)
+    with pytest.raises(ValueError, match="no two scores"):
+        stats.discordant(0.3, 0.95, 0.5)
+    with pytest.raises(ValueError, match="cannot correlate"):
+        stats.discordant(0.2, 0.8, 0.99)
+
+
+def test_bootstrap_p_values_are_uniform_without_an_effect():
+    rng = np.random.default_rng(53)
+    p = [stats.paired(*rng.choice([0, 0.25, 0.5, 1], size=(2, 80))).p for _ in range(200)]
+    assert 0.01 <= np.mean(np.array(p) < 0.05) <= 0.1
+    assert np.mean(p) == pytest.approx(0.5, abs=0.08)
+
+
+def test_effective_length_of_an_average_over_tasks():
+    rng = np.random.default_rng(59)
+    ids = np.arange(300)
+    curve = {1024: (1.0, 0.9), 2048: (1.0, 0.8), 4096: (0.9, 0.2)}
+    parts = {n: [((rng.random(300) < p).astype(float), ids) for p in ps] for n, ps in curve.items()}
+    found = stats.effective_length_of_average(parts)
+    means = [np.mean([s.mean() for s, _ in part]) for part in parts.values()]
+    assert found.tokens == pytest.approx(2 ** crossing(np.log2(np.array(list(curve), float)), np.array(means), 0.856))
+    assert found.low < found.tokens < found.high
+    # A task that was not asked everywhere counts where it was, and its samples may be others.
+    assert stats.effective_length_of_average({**parts, 8192: [(np.zeros(3), [7, 8, 900])]}).tokens == found.tokens

@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 
 from evalsuite import stats
-from evalsuite.reports import cells, formats, frame, tables
+from evalsuite.reports import cells, files, formats, frame, tables
 from gdn2.errors import DataError, UserError
 
 
 @pytest.fixture(scope="module")
 def made(synthetic):
-    return frame.load([synthetic.HOME])
+    return frame.load([synthetic.HOME], texts=["target"])
 
 
 def build(rows, **options):
@@ -42,7 +42,7 @@ def test_fixed_records_are_what_the_generator_writes(synthetic, tmp_path):
 def test_fixed_records_give_the_exact_tables(synthetic, made, published, suffix):
     name = {"matched": "table", "all": "table-all"}[published] + suffix
     table = tables.build(made, published)
-    assert formats.render(table, formats.SUFFIXES[suffix]) == (synthetic.HOME / name).read_text(encoding="utf-8")
+    assert formats.render(table, files.SUFFIXES[suffix]) == (synthetic.HOME / name).read_text(encoding="utf-8")
     formats.check(table, synthetic.HOME / name)
 
 
@@ -226,7 +226,7 @@ def test_check_names_the_first_line_that_differs(made, tmp_path):
 
 def test_an_unknown_suffix_is_one_line():
     with pytest.raises(UserError, match=r"^table file 'table.docx' must end in .md, .tex, .csv$"):
-        formats.format_of(Path("table.docx"))
+        files.format_of(Path("table.docx"))
 
 
 def test_a_run_file_that_does_not_say_what_was_asked_is_one_line(made):

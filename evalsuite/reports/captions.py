@@ -1,0 +1,36 @@
+"""What a caption says of the records behind a table: how the tasks were asked, of which data, with which software."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evalsuite.reports.cells import task_label
+from evalsuite.reports.frame import Records
+from evalsuite.reports.grid import Note
+
+
+def described(records: Records, entries: Sequence[Mapping[str, Any]]) -> list[Note]:
+    """Notes on the cells `entries` (rows of `cells.summary`): protocols, metrics, versions, seeds, software."""
+    notes = []
+    for name, text in (("protocol", "Protocol"), ("metric", "Metric")):
+        notes.append(Note(text, tuple(sorted({entry[name] for entry in entries}))))
+    versions = sorted({(task_label(e["task"]), e["task_version"], e["data"][:8]) for e in entries})
+    notes.append(Note("Task versions and data", tuple(f"{t} v{v} {d}" for t, v, d in versions)))
+    if seeds := sorted({int(seed) for seed in records.frame["seed"].unique()}):
+        notes.append(Note("Seeds: " + ", ".join(map(str, seeds)) + "."))
+    if software := _software(records):
+        notes.append(Note("Software", software))
+    return notes
+
+
+def _software(records: Records) -> tuple[str, ...]:
+    found = set()
+    for run in records.runs.values():
+        for invocation in run["invocations"]:
+            provenance = invocation.get("provenance", {})
+            packages, code = provenance.get("packages", {}), provenance.get("code", {})
+            commit = str(code.get("commit", ""))[:10] + ("+changes" if code.get("dirty") else "")
+            own = " ".join(filter(None, ["gdn2-eval", packages.get("gdn2-eval"), commit]))
+            found.add(f"{own}, torch {packages.get('torch', '?')}")
+    return tuple(sorted(found))

@@ -1,0 +1,29 @@
+"""Sample sizes before a run."""
+
+import pytest
+
+from evalsuite.stats import detectable, planning, samples_needed
+from gdn2.errors import UserError
+
+
+def test_samples_for_a_difference_agree_with_the_formulas():
+    header, rows = planning.detect(3, 0.8, 1)
+    table = {row[0]: row for row in rows}
+    assert table["50"][1] == samples_needed(0.03, 0.5)
+    assert len(header) == len(rows[0])
+    # Pairs that agree more need fewer samples; a score that no difference fits has none.
+    assert list(table["90"][2:]) == sorted(table["90"][2:], reverse=True)
+    assert set(table["99"][2:]) == {"-"}
+    assert planning.detect(3, 0.8, 20)[1][0][1] > table["50"][1]
+
+
+def test_differences_for_samples_agree_with_the_formulas():
+    _, rows = planning.given(500, 0.8, 1)
+    assert rows[0][1] == f"{100 * detectable(500, 0.5):.1f}"
+    assert float(planning.given(2000, 0.8, 1)[1][0][1]) == pytest.approx(float(rows[0][1]) / 2, abs=0.1)
+
+
+@pytest.mark.parametrize(("points", "power"), [(0, 0.8), (100, 0.8), (-3, 0.8), (3, 1.0), (3, 0.2)])
+def test_wrong_wishes_are_refused(points, power):
+    with pytest.raises(UserError, match="--detect .* is not|--power .* is not"):
+        planning.detect(points, power, 1)
