@@ -22,6 +22,7 @@ LIST_DIGESTS = {
     "adjectivelist.txt": "66814d46b7e292c83e839d12fe2fa083c8f66779b14b294e1be4e1342c5d4131",
     "nounlist.txt": "8d88b3ebc2e2969ed92ebe49cdb0c8a87c2ad3b27493d7afdff608f2e51c5bc9",
 }
+VERBS = ("verblist.txt", "9fbf5e4e69b8869aebd88e6d545312ff9f878a747327ede5f6dbbba5c27b08ad")
 KINDS = ("numbers", "words", "uuids")
 PATTERNS = {
     "numbers": re.compile(r"\d{2,}"),
@@ -78,15 +79,21 @@ def _families(adjectives: list[str]) -> list[list[str]]:
 @lru_cache(maxsize=1)
 def word_pairs() -> WordPairs:
     """Pairs of wonderwords 3.0.1. Raises DataError where another version is installed."""
+    return WordPairs(*(_listed(*pair) for pair in LIST_DIGESTS.items()))
+
+
+def single_words() -> list[str]:
+    """Nouns, adjectives and verbs of wonderwords 3.0.1, sorted, each once: a new list."""
+    return sorted({word for pair in (*LIST_DIGESTS.items(), VERBS) for word in _listed(*pair)})
+
+
+def _listed(name: str, digest: str) -> list[str]:
     from importlib.resources import files
 
-    lists = []
-    for name, digest in LIST_DIGESTS.items():
-        data = (files("wonderwords") / "assets" / name).read_bytes()
-        if sha256(data).hexdigest() != digest:
-            raise DataError(f"{name} of wonderwords is not that of 3.0.1, so keys would differ: install 3.0.1")
-        lists.append([line.rstrip() for line in data.decode("utf-8").splitlines()])
-    return WordPairs(*lists)
+    data = (files("wonderwords") / "assets" / name).read_bytes()
+    if sha256(data).hexdigest() != digest:
+        raise DataError(f"{name} of wonderwords is not that of 3.0.1, so keys would differ: install 3.0.1")
+    return [line.rstrip() for line in data.decode("utf-8").splitlines()]
 
 
 def number(rng: random.Random) -> str:
@@ -127,3 +134,4 @@ def draw(kind: str, rng: random.Random, accept: Callable[[str], bool]) -> str:
         text = DRAW[kind](rng)
         if accept(text):
             return text
+
