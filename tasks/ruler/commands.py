@@ -8,9 +8,8 @@ from pathlib import Path
 
 from evalsuite.types import Setting, Tokenizer
 from gdn2.errors import UserError
-from tasks.ruler import essays, punkt
-from tasks.ruler.export import write_samples
-from tasks.ruler.niah import TASKS, NiahTask
+from tasks.ruler import TASKS, essays, punkt
+from tasks.ruler.export import RulerFamily, write_samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class Export:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
-def find_task(name: str) -> NiahTask:
+def find_task(name: str) -> RulerFamily:
     """RULER's task `name`. Raises UserError where it is none."""
     for task in TASKS:
         if task.name == name:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from tasks.ruler.templates import NOISE, Niah, query_of
 from tasks.ruler.words import draw, filler, held_out
 
 SLACK = 8  # tokens a prompt may stay below its window
-_GOLDEN = 0.6180339887498949
+GOLDEN = 0.6180339887498949
 _OFFSETS = 20_000  # sentences among which a random offset is drawn
 _POOL = 4096  # lines among which the window of a needle haystack starts
 _TRIES = 16
@@ -47,6 +48,46 @@ class Question:
     queries: tuple[str, ...]
     answers: tuple[str, ...]
     offset: int  # first sentence of the haystack
+
+
+class Wording(Protocol):
+    """What surrounds the haystack, and what a needle says."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def haystack(self) -> str: ...
+    def needle(self, key: str, value: str) -> str: ...
+    def opening(self, question: Question) -> str:
+        """What stands before the haystack, line break included."""
+
+    def closing(self, question: Question) -> str:
+        """What stands after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NiahWording:
+    """Of a needle task."""
+
+    task: Niah
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @property
+    def haystack(self) -> str:
+        return self.task.haystack
+
+    def needle(self, key: str, value: str) -> str:
+        return self.task.needle(key, value)
+
+    def opening(self, question: Question) -> str:
+        return self.task.introduction + "\n"
+
+    def closing(self, question: Question) -> str:
+        query = query_of(question.queries)
+        return f"\n{self.task.question(query)} {self.task.answer_prefix(query)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +121,7 @@ def ask(task: Niah, seed: int, index: int, haystack: Haystack, offset: int | Non
         used.update(values[-1])
     chosen = rng.sample(range(task.keys), task.queries)
     start = rng_of(seed, task.name, "depth").random()
-    depths = [(start + index * _GOLDEN) % 1.0] + [rng.random() for _ in range(task.keys * task.values - 1)]
+    depths = [(start + index * GOLDEN) % 1.0] + [rng.random() for _ in range(task.keys * task.values - 1)]
     order = chosen + [j for j in range(task.keys) if j not in chosen]
     pairs = [(keys[j], value) for j in order for value in values[j]]
     if task.haystack == "needle":
@@ -98,14 +139,13 @@ def ask(task: Niah, seed: int, index: int, haystack: Haystack, offset: int | Non
 class Filler:
     """Fits prompts of one task into windows of one length."""
 
-    def __init__(self, task: Niah, tokenizer: Tokenizer, stream: Stream, length: int, budget: int) -> None:
+    def __init__(self, task: Wording, tokenizer: Tokenizer, stream: Stream, length: int, budget: int) -> None:
         self.task = task
         self.tokenizer = tokenizer
         self.stream = stream
         self.length = length
         self.budget = budget
         self.bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        self.intro = task.introduction + "\n"
         self._verified = False
         self._words: dict[int, tuple[list[str], list[int]]] = {}
 
@@ -113,17 +153,14 @@ class Filler:
     def splicer(self) -> Splicer:
         return self.stream.splicer
 
-    def closing(self, question: Question) -> str:
-        query = query_of(question.queries)
-        return f"\n{self.task.question(query)} {self.task.answer_prefix(query)}"
-
     def needle(self, needle: Needle) -> str:
         return self.task.needle(needle.key, needle.value)
 
     def smallest(self, questions: Sequence[Question]) -> int:
         """Tokens of the longest of the shortest prompts, generation budget included."""
         texts = [
-            self.intro + self.splicer.separator.join(map(self.needle, q.needles)) + self.closing(q) for q in questions
+            self.task.opening(q) + self.splicer.separator.join(map(self.needle, q.needles)) + self.task.closing(q)
+            for q in questions
         ]
         return max(map(len, self.tokenizer.encode_batch(texts))) + len(self.bos) + self.budget
 
@@ -157,7 +194,7 @@ class Filler:
         parts: list[str] = []
         for unit in units:
             parts += [unit] if isinstance(unit, str) else self.stream.texts(*unit)
-        return self.intro + self.splicer.separator.join(parts) + self.closing(question)
+        return self.task.opening(question) + self.splicer.separator.join(parts) + self.task.closing(question)
 
     def rest_words(self, sentence: int) -> tuple[list[str], list[int]]:
         """Words that can follow the last whole sentence, and how many tokens the first 1, 2, ... of them take."""
@@ -179,7 +216,8 @@ class _Fit:
         self.f = filler
         self.q = question
         self.limit = filler.length - filler.budget
-        self.closing = filler.closing(question)
+        self.opening = filler.task.opening(question)
+        self.closing = filler.task.closing(question)
         self.needles = [filler.needle(needle) for needle in question.needles]
         self.base = filler.stream.tokens_before(question.offset)
 
@@ -188,7 +226,7 @@ class _Fit:
         return dict(zip(self.needles, self.f.splicer.units(self.needles), strict=True))
 
     def run(self) -> Built:
-        fixed = len(self.f.bos) + len(self.f.splicer.head(self.f.intro)) + len(self.f.tokenizer.encode(self.closing))
+        fixed = len(self.f.bos) + len(self.f.splicer.head(self.opening)) + len(self.f.tokenizer.encode(self.closing))
         estimate = self.limit - fixed - sum(map(len, self.needle_ids.values()))
         best: tuple[int, int, int, Built] | None = None  # gap, whole sentences, words, prompt
         seen: set[tuple[int, int]] = set()
@@ -313,11 +351,11 @@ class _Fit:
                 rest.append((end[0], end[1] - 1))
             end = sentence(end[1] - 1)
         if end is None:
-            alone = f.bos + f.tokenizer.encode(f.intro + first + self.closing)
-            return np.array(alone, dtype=np.int32), [len(f.bos) + len(s.head(f.intro))]
-        parts: list[Ids | list[int]] = [f.bos, s.head(f.intro + first + s.trail)]
+            alone = f.bos + f.tokenizer.encode(self.opening + first + self.closing)
+            return np.array(alone, dtype=np.int32), [len(f.bos) + len(s.head(self.opening))]
+        parts: list[Ids | list[int]] = [f.bos, s.head(self.opening + first + s.trail)]
         at = len(f.bos) + len(parts[1])
-        where = {first: len(f.bos) + len(s.head(f.intro))}
+        where = {first: len(f.bos) + len(s.head(self.opening))}
         for unit in rest:
             if isinstance(unit, tuple):
                 new: list[Ids | list[int]] = list(f.stream.take(*unit))

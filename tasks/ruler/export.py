@@ -5,7 +5,7 @@ and after them ours:
 
     sample   its number. `index` stays what upstream wrote: in nvidia-main that is the answer's character offset.
     depth    of the first answer's needle, 0..1
-    key      asked for; several as the question lists them
+    key      asked for; several as the question lists them (needle tasks)
 
 Profile `exact` has the fields of nvidia-main; `input + answer_prefix` is the prompt, and `length` counts it, BOS
 included, and the tokens to generate.
@@ -21,12 +21,43 @@ from pathlib import Path
 
 from evalsuite.types import Generate, Sample, Setting, Tokenizer
 from gdn2.errors import StorageError, UserError
+from tasks.ruler.more import PREFIXES, RulerTask
 from tasks.ruler.niah import NiahTask
 from tasks.ruler.templates import query_of
 
+RulerFamily = NiahTask | RulerTask
 
-def records(task: NiahTask, setting: Setting, tokenizer: Tokenizer, count: int) -> Iterator[dict[str, object]]:
+
+def records(task: RulerFamily, setting: Setting, tokenizer: Tokenizer, count: int) -> Iterator[dict[str, object]]:
     """What is written, line by line."""
+    if isinstance(task, RulerTask):
+        yield from _plain(task, setting, tokenizer, count)
+    else:
+        yield from _needles(task, setting, tokenizer, count)
+
+
+def _plain(task: RulerTask, setting: Setting, tokenizer: Tokenizer, count: int) -> Iterator[dict[str, object]]:
+    if setting.protocol != "exact":
+        for made in islice(task.compatible(setting, tokenizer), count):
+            yield {**made.record, "sample": made.index}
+        return
+    for sample in task.samples(setting, tokenizer):
+        (request,) = sample.requests
+        assert isinstance(request, Generate)
+        text = request.prompt.text
+        cut = text.rindex(PREFIXES[task.name])
+        yield {
+            "index": int(sample.id),
+            "input": text[:cut],
+            "outputs": list(sample.target),
+            "length": len(request.prompt.ids) + request.max_tokens,
+            "answer_prefix": text[cut:],
+            "sample": int(sample.id),
+            "depth": sample.depth,
+        }
+
+
+def _needles(task: NiahTask, setting: Setting, tokenizer: Tokenizer, count: int) -> Iterator[dict[str, object]]:
     if setting.protocol != "exact":
         for i, made in enumerate(islice(task.compatible(setting, tokenizer), count)):
             ours = {"sample": i, "depth": made.draft.depth, "key": query_of(made.draft.queries)}
@@ -65,7 +96,7 @@ def _position(task: NiahTask, sample: Sample, tokenizer: Tokenizer) -> int:
     return start - (tokenizer.bos_id is not None) + inside
 
 
-def write_samples(task: NiahTask, setting: Setting, tokenizer: Tokenizer, out: Path) -> int:
+def write_samples(task: RulerFamily, setting: Setting, tokenizer: Tokenizer, out: Path) -> int:
     """Write the samples of one cell to `out`, all or nothing, and return how many.
 
     Raises UserError for a setting that cannot be met, StorageError where `out` cannot be written.

@@ -26,7 +26,7 @@ from evalsuite.types import Decision, Generate, Prompt, Response, Sample, Score,
 from gdn2.errors import UserError
 from tasks.ruler import compat, exact
 from tasks.ruler.haystack import Haystack, NeedleHaystack, NoiseHaystack, load_haystack
-from tasks.ruler.splice import Splicer, Stream
+from tasks.ruler.splice import ByDigest, Splicer, Stream
 from tasks.ruler.templates import NIAH_TASKS, Niah, query_of
 from tasks.ruler.words import LIST_DIGESTS, PATTERNS
 
@@ -87,7 +87,7 @@ class NiahTask:
 
     def samples(self, setting: Setting, tokenizer: Tokenizer) -> Sequence[Sample]:
         """Samples of one cell. Raises UserError for a bad option or a length too short for what it must hold."""
-        length, count, budget = _checked(self, setting)
+        length, count, budget = checked(self.name, setting, BUDGET)
         if setting.protocol == "exact":
             return self._exact(setting, tokenizer, length, count, budget)
         made = InOrder(self.compatible(setting, tokenizer))
@@ -101,7 +101,7 @@ class NiahTask:
 
     def compatible(self, setting: Setting, tokenizer: Tokenizer) -> Iterator[compat.Made]:
         """What the generator that `setting.protocol` names makes, without end. The haystack is read at once."""
-        length, _, budget = _checked(self, setting)
+        length, _, budget = checked(self.name, setting, BUDGET)
         essay = load_haystack(setting.options.get("haystack", "bundled")) if _is_essay(self) else None
 
         def text() -> str:
@@ -112,15 +112,15 @@ class NiahTask:
     def _exact(self, setting: Setting, tokenizer: Tokenizer, length: int, count: int, budget: int) -> Sequence[Sample]:
         haystack = self._haystack(setting)
         offset = _offset(setting)
-        stream = _stream(_Cached(haystack, tokenizer, self.spec.separator))
-        filler = exact.Filler(self.spec, tokenizer, stream, length, budget)
+        sentences = stream(haystack, tokenizer, self.spec.separator)
+        filler = exact.Filler(exact.NiahWording(self.spec), tokenizer, sentences, length, budget)
 
         def question(i: int) -> exact.Question:
             return exact.ask(self.spec, setting.seed, i, haystack, offset)
 
         def make(i: int) -> Sample:
             asked = question(i)
-            return _exact_sample(setting, filler, asked, filler.build(asked), i)
+            return _exact_sample(self.spec, setting, (filler, asked, filler.build(asked)), i)
 
         filler.check(question, count)
         return Lazy(count, make)
@@ -174,18 +174,21 @@ def _is_essay(task: NiahTask) -> bool:
     return task.spec.haystack == "essay"
 
 
-def _checked(task: NiahTask, setting: Setting) -> tuple[int, int, int]:
-    """Length, number of samples and budget of a setting."""
+def checked(name: str, setting: Setting, budget: int) -> tuple[int, int, int]:
+    """Length, number of samples and budget of a setting of task `name`, whose own budget is `budget`.
+
+    Raises UserError for what cannot be one.
+    """
     if setting.protocol not in PROFILES:
-        raise UserError(f"{task.name} has no profile {setting.protocol!r}: use one of {', '.join(PROFILES)}")
+        raise UserError(f"{name} has no profile {setting.protocol!r}: use one of {', '.join(PROFILES)}")
     if "haystack" in setting.options:
         load_haystack(setting.options["haystack"])  # a bad one is refused by the tasks that do not read it, too
     if setting.length is None or setting.length < 1:
-        raise UserError(f"{task.name} needs a length of at least 1 token, got {setting.length}")
+        raise UserError(f"{name} needs a length of at least 1 token, got {setting.length}")
     count = compat.DEFAULT_SAMPLES if setting.samples is None else setting.samples
     if count < 0:
         raise UserError(f"samples must not be negative, got {count}")
-    budget = _whole(setting.options.get("budget", str(BUDGET)), "budget", 1)
+    budget = _whole(setting.options.get("budget", str(budget)), "budget", 1)
     if "haystack_offset" in setting.options and setting.protocol != "exact":
         raise UserError(f"haystack_offset is an option of profile exact, not of {setting.protocol}")
     return setting.length, count, budget
@@ -212,14 +215,17 @@ def _lines(spec: Niah, seed: int) -> NeedleHaystack:
     return NeedleHaystack(spec, seed)
 
 
-class _Cached:
-    """Key of a token stream: equal haystacks and tokenizers share one, whatever the length or the task."""
+def stream(haystack: Haystack, tokenizer: Tokenizer, separator: str) -> Stream:
+    """The token stream of a haystack: one for equal haystacks and tokenizers, whatever the length or the task."""
+    return _stream(_Cached(haystack), ByDigest(tokenizer), separator)
 
-    def __init__(self, haystack: Haystack, tokenizer: Tokenizer, separator: str) -> None:
+
+class _Cached:
+    """A haystack, equal to any of the same name and digest."""
+
+    def __init__(self, haystack: Haystack) -> None:
         self.haystack = haystack
-        self.tokenizer = tokenizer
-        self.separator = separator
-        self._key = (haystack.name, haystack.digest, tokenizer.digest, separator)
+        self._key = (haystack.name, haystack.digest)
 
     def __hash__(self) -> int:
         return hash(self._key)
@@ -229,8 +235,8 @@ class _Cached:
 
 
 @lru_cache(maxsize=8)
-def _stream(key: _Cached) -> Stream:
-    return Stream(key.haystack, Splicer(key.tokenizer, key.separator))
+def _stream(haystack: _Cached, tokenizer: ByDigest, separator: str) -> Stream:
+    return Stream(haystack.haystack, Splicer(tokenizer.tokenizer, separator))
 
 
 def _sample(
@@ -243,12 +249,13 @@ def _sample(
 
 
 def _exact_sample(
-    setting: Setting, filler: exact.Filler, question: exact.Question, built: exact.Built, index: int
+    spec: Niah, setting: Setting, fitted: tuple[exact.Filler, exact.Question, exact.Built], index: int
 ) -> Sample:
+    filler, question, built = fitted
     size = filler.stream.haystack.size
     sentences = sum(unit[1] - unit[0] for unit in built.units if not isinstance(unit, str))
     facts = {
-        "kind": filler.task.value,
+        "kind": spec.value,
         "key": query_of(question.queries),
         "needles": built.needles,
         "needle_token": built.position,

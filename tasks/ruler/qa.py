@@ -12,24 +12,19 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from gdn2.errors import DataError
 from tasks.ruler import search
 from tasks.ruler.search import Draft, Job, Made
 
 BUDGET = 32
 ANSWER_PREFIX = " Answer:"
-_ORDER = (
-    "Answer the question based on the given documents. Only give me the answer and do not output any other words."
-)
+_ORDER = "Answer the question based on the given documents. Only give me the answer and do not output any other words."
 OPENING = f"{_ORDER}\n\nThe following are given documents.\n\n"
-SOURCES = {"qa_1": "squad", "qa_2": "hotpotqa"}
+Row = Mapping[str, Any]
 
 
 def closing(query: str) -> str:
@@ -49,71 +44,76 @@ class Question:
 class Corpus:
     questions: tuple[Question, ...]
     documents: tuple[str, ...]  # sorted, each once
-    digest: str  # sha256 of the file
 
 
-def read(path: Path, source: str) -> Corpus:
-    """The questions and documents of a file in the original form of `source`; HotpotQA also as JSON lines.
-
-    Raises DataError naming what is wrong with it.
-    """
-    try:
-        stamp = path.stat()
-        return _read(path, source, (stamp.st_size, stamp.st_mtime_ns))
-    except OSError as error:
-        raise DataError(f"{source}: cannot read {path}: {error.strerror}") from error
-
-
-@lru_cache(maxsize=4)
-def _read(path: Path, source: str, stamp: tuple[int, int]) -> Corpus:
-    data = path.read_bytes()
-    try:
-        found = _squad(_parsed(data)) if source == "squad" else _hotpotqa(_parsed(data))
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        said = " ".join(str(error).split())[:100]
-        raise DataError(f"{path} is not {source} in its original form: {type(error).__name__} {said}") from None
-    questions, documents = found
-    if not questions:
-        raise DataError(f"{path} holds no question that can be answered")
-    return Corpus(tuple(questions), tuple(documents), sha256(data).hexdigest())
+def squad_corpus(rows: Iterable[Row]) -> Corpus:
+    """Questions of SQuAD rows (title, context, question, outputs); those without outputs cannot be answered."""
+    articles: dict[str, dict[str, None]] = {}
+    for row in rows:
+        articles.setdefault(row["title"], {})[row["context"]] = None
+    documents = sorted({text for texts in articles.values() for text in texts})
+    place = {text: i for i, text in enumerate(documents)}
+    numbers = {title: [place[text] for text in texts] for title, texts in articles.items()}
+    questions = []
+    for row in rows:
+        given = (place[row["context"]],)
+        related = tuple(i for i in numbers[row["title"]] if i != given[0])
+        if row["outputs"]:
+            questions.append(Question(row["question"], tuple(row["outputs"]), given, related, given))
+    return Corpus(tuple(questions), tuple(documents))
 
 
-def _parsed(data: bytes) -> Any:
-    text = data.decode("utf-8")
-    first, _, rest = text.strip().partition("\n")
-    if rest and first.startswith("{") and first.endswith("}"):
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    return json.loads(text)
-
-
-def _squad(data: Any) -> tuple[list[Question], list[str]]:
-    articles = [[(p["context"], p["qas"]) for p in article["paragraphs"]] for article in data["data"]]
-    documents = sorted({text for article in articles for text, _ in article})
+def hotpotqa_corpus(rows: Iterable[Row]) -> Corpus:
+    """Questions of HotpotQA rows (question, outputs, titles, documents, facts)."""
+    texts = [[f"{title}\n{text}" for title, text in zip(r["titles"], r["documents"], strict=True)] for r in rows]
+    documents = sorted({text for row in texts for text in row})
     place = {text: i for i, text in enumerate(documents)}
     questions = []
-    for article in articles:
-        numbers = [place[text] for text, _ in article]
-        for text, asked in article:
-            given = (place[text],)
-            related = tuple(i for i in numbers if i != given[0])
-            for one in asked:
-                if not one.get("is_impossible", False):
-                    answers = tuple(str(answer["text"]) for answer in one["answers"])
-                    questions.append(Question(one["question"], answers, given, related, given))
-    return questions, documents
+    for row, own in zip(rows, texts, strict=True):
+        given = tuple(place[text] for text in own)
+        needed = tuple(place[text] for title, text in zip(row["titles"], own, strict=True) if title in row["facts"])
+        questions.append(Question(row["question"], tuple(row["outputs"]), given, (), needed or given))
+    return Corpus(tuple(questions), tuple(documents))
 
 
-def _hotpotqa(data: Any) -> tuple[list[Question], list[str]]:
-    rows = [[(title, f"{title}\n{''.join(sentences)}") for title, sentences in item["context"]] for item in data]
-    documents = sorted({text for row in rows for _, text in row})
-    place = {text: i for i, text in enumerate(documents)}
-    questions = []
-    for item, row in zip(data, rows, strict=True):
-        given = tuple(place[text] for _, text in row)
-        facts = {title for title, *_ in item.get("supporting_facts", ())}
-        needed = tuple(place[text] for title, text in row if title in facts)
-        questions.append(Question(item["question"], (str(item["answer"]),), given, (), needed or given))
-    return questions, documents
+def squad_adapt(row: Row) -> Row:
+    """Our columns of a row of the hub's squad_v2."""
+    names = ("title", "context", "question")
+    return {name: row[name] for name in names} | {"outputs": list(row["answers"]["text"])}
+
+
+def squad_original(path: Path) -> Iterator[Row]:
+    """Rows of SQuAD 2.0's own file."""
+    for article in json.loads(path.read_text(encoding="utf-8"))["data"]:
+        for paragraph in article["paragraphs"]:
+            for asked in paragraph["qas"]:
+                answers = [] if asked.get("is_impossible") else [answer["text"] for answer in asked["answers"]]
+                yield {
+                    "title": article["title"],
+                    "context": paragraph["context"],
+                    "question": asked["question"],
+                    "outputs": answers,
+                }
+
+
+def hotpotqa_adapt(row: Row) -> Row:
+    """Our columns of a row of the hub's hotpot_qa, or of HotpotQA's own file."""
+    context, facts = row["context"], row["supporting_facts"]
+    if isinstance(context, Mapping):
+        context = list(zip(context["title"], context["sentences"], strict=True))
+        facts = [[title] for title in facts["title"]]
+    return {
+        "question": row["question"],
+        "outputs": [row["answer"]],
+        "titles": [title for title, _ in context],
+        "documents": ["".join(sentences) for _, sentences in context],
+        "facts": [fact[0] for fact in facts],
+    }
+
+
+def hotpotqa_original(path: Path) -> Iterator[Row]:
+    """Rows of HotpotQA's own file, one list."""
+    yield from map(hotpotqa_adapt, json.loads(path.read_text(encoding="utf-8")))
 
 
 class _Source:
@@ -168,11 +168,12 @@ class _Source:
         return draft
 
 
-def compatible(job: Job, corpus: Corpus) -> Iterator[Made]:
-    """Samples of a profile that reproduces another generator, one for each question; lm-eval leaves some out."""
+def compatible(job: Job, corpus: Corpus, count: int) -> Iterator[Made]:
+    """Samples of a profile that reproduces another generator: of the first `count` questions; lm-eval's of those that
+    fit."""
     source = _Source(job, corpus)
     size = search.bisect(job, source) if job.bisects else search.climb(job, source)
-    for index, question in enumerate(corpus.questions):
+    for index, question in enumerate(corpus.questions[:count]):
         if job.harness:
             found = _smaller(job, source, max(size, 1), (index, len(question.given)))
         else:

@@ -25,6 +25,19 @@ _seen: dict[str, set[tuple[str, str]]] = {}  # by tokenizer digest
 _JOINTS = {(" ", "before"): r"\S ", ("\n", "before"): r"\S\n", ("\n", "after"): r"\n\S"}
 
 
+class ByDigest:
+    """A tokenizer as the key of a cache: equal to any of the same digest."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def __hash__(self) -> int:
+        return hash(self.tokenizer.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ByDigest) and self.tokenizer.digest == other.tokenizer.digest
+
+
 def _crossed(tokenizer: Tokenizer) -> set[tuple[str, str]]:
     """The joints that some entry of the vocabulary reaches across."""
     if tokenizer.digest in _seen:

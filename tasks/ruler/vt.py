@@ -14,10 +14,13 @@ from __future__ import annotations
 import random
 import string
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from tasks.ruler import search
+from tasks.ruler.exact import Needle, Question
+from tasks.ruler.haystack import rng_of
 from tasks.ruler.search import Draft, Job, Made
 from tasks.ruler.templates import NOISE
 
@@ -25,6 +28,7 @@ NAME, BUDGET = "vt", 30
 HOPS = 4
 INTRODUCTION = "Memorize and track the chain(s) of variable assignment hidden in the following text."
 EXAMPLE_LENGTH, EXAMPLE_STEP = 500, 5
+LONG = 2048  # tokens of a window whose example has as many lines as RULER's, in profile `exact`
 _TASK = INTRODUCTION + "\n\n{context}\n{question}"
 _PLACEHOLDER = "12345"  # the example's value in NVIDIA's main branch, until it is replaced
 _LAST_TEN = "they are: "  # where the older generators look for the names of the example
@@ -128,3 +132,61 @@ def compatible(job: Job) -> Iterator[Made]:
     example, _ = search.fitted(short, maker, size, 0)
     source = _Source(job, rng, numbers, example)
     return search.generate(job, source, answer_prefix("")[:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Chain(Question):
+    """A question of profile `exact`; its needles are the statements, in the order of the chain."""
+
+    example: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainWording:
+    """In profile `exact`: RULER's words, without the spaces at the ends of statements and of the answer's beginning."""
+
+    name: str = NAME
+    haystack: str = "noise"
+
+    def needle(self, key: str, value: str) -> str:
+        return f"VAR {key} = {value}"
+
+    def opening(self, question: Question) -> str:
+        assert isinstance(question, Chain)
+        return f"{question.example}\n\n{INTRODUCTION}\n\n"
+
+    def closing(self, question: Question) -> str:
+        (value,) = question.queries
+        return f"\n{_asked(value)}"
+
+
+def _asked(value: str) -> str:
+    return f"{question(value)}{answer_prefix(value).rstrip()}"
+
+
+def _chain(rng: random.Random, letters: int) -> tuple[list[str], str, list[str]]:
+    """Names of a chain, its value, its statements."""
+    names: list[str] = []
+    while len(names) < HOPS + 1:
+        new = name(rng, letters)
+        names += [] if new in names else [new]
+    value = str(rng.randint(10000, 99998))
+    sides = [value, *(f"VAR {old}" for old in names[:-1])]
+    return names, value, [ChainWording().needle(*pair) for pair in zip(names, sides, strict=True)]
+
+
+def ask(seed: int, index: int, length: int) -> Chain:
+    """Sample `index` of a window of `length` tokens, before any tokenizer has a say."""
+    rng = rng_of(seed, NAME, index)
+    names, value, _ = _chain(rng, 5)
+    depths = sorted(rng.random() for _ in names)
+    sides = [value, *(f"VAR {old}" for old in names[:-1])]
+    solved, number, lines = _chain(rng, 3)
+    lines_of_noise = 15 if length >= LONG else 5
+    places = sorted(rng.sample(range(lines_of_noise), len(lines)))
+    example = [NOISE] * lines_of_noise
+    for j, (place, line) in enumerate(zip(places, lines, strict=True)):
+        example.insert(place + j, line)
+    shown = "\n".join([f"{INTRODUCTION}\n", *example, f"{_asked(number)} {' '.join(solved)}"])
+    needles = tuple(Needle(*row) for row in zip(names, sides, depths, strict=True))
+    return Chain(needles, (value,), tuple(names), 0, shown)

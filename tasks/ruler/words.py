@@ -134,4 +134,3 @@ def draw(kind: str, rng: random.Random, accept: Callable[[str], bool]) -> str:
         text = DRAW[kind](rng)
         if accept(text):
             return text
-

@@ -115,3 +115,15 @@ def punkt_home(data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Punkt where our own cache would have it."""
     monkeypatch.setenv("GDN2_CACHE", str(data))
     return data
+
+
+@pytest.fixture(scope="session")
+def qa_files(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Parts of SQuAD and HotpotQA in their original form."""
+    folder = tmp_path_factory.mktemp("qa")
+    for name in ("squad", "hotpotqa"):
+        with tarfile.open(shared / "data" / f"{name}.tar.xz") as archive:
+            archive.extractall(folder, filter="data")
+    lines = (folder / "hotpotqa" / "hotpotqa_validate.200.dev-distractor.jsonl").read_text("utf-8").splitlines()
+    (folder / "hotpot.json").write_text(f"[{','.join(lines)}]", encoding="utf-8")
+    return {"qa_1": folder / "squad" / "dev-v2.0.json", "qa_2": folder / "hotpot.json"}

@@ -1,0 +1,173 @@
+"""The question tasks in profile `exact`: documents that fill the window.
+
+Rules: sample i is question i of the file, and its number is its id; a question whose documents do not fit the window
+is left out. The documents that answer it stand at a depth that a golden-ratio sequence spreads evenly; around them
+distractors in an order of the sample's own, of the same article first, whole as long as they fit. One more is cut at a
+word, so that the window is met to the word; a rest too small for a document's heading and a word stays empty.
+
+Prompts are joined from ids at spaces: after "Document", and after each document's first word.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from evalsuite.types import Ids, Tokenizer
+from gdn2.errors import UserError
+from tasks.ruler import qa
+from tasks.ruler.exact import GOLDEN, SLACK
+from tasks.ruler.haystack import rng_of
+from tasks.ruler.splice import Splicer
+
+_TRIES = 16
+
+
+class Library:
+    """Documents and their ids, each encoded when first used."""
+
+    def __init__(self, tokenizer: Tokenizer, corpus: qa.Corpus) -> None:
+        self.tokenizer, self.corpus = tokenizer, corpus
+        self.splicer = Splicer(tokenizer, " ")
+        self.bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        self.start = self.bos + tokenizer.encode(f"{qa.OPENING}Document")
+        self.checked = False
+        self._rest: dict[int, Ids] = {}
+        self.piece = lru_cache(maxsize=1 << 16)(self.splicer.piece)
+
+    def rest(self, document: int) -> Ids:
+        """Ids of what follows a document's first word, and the mark of the next document."""
+        if document not in self._rest:
+            _, space, rest = self.corpus.documents[document].partition(" ")
+            self._rest[document] = np.array(self.splicer.piece(f"{space}{rest}\n\nDocument"), dtype=np.int32)
+        return self._rest[document]
+
+    def front(self, number: int, document: int) -> list[int]:
+        """Ids of a document's number and first word."""
+        return self.piece(f" {number}:\n{self.corpus.documents[document].partition(' ')[0]}")
+
+    def size(self, number: int, document: int) -> int:
+        """Tokens a whole document takes as the one with this number."""
+        return len(self.front(number, document)) + len(self.rest(document))
+
+
+class Shelf:
+    """Fits questions and documents into windows of one length."""
+
+    def __init__(self, library: Library, name: str, seed: int, length: int, budget: int) -> None:
+        self.library, self.name, self.seed, self.length = library, name, seed, length
+        self.limit = length - budget
+        self._closings = lru_cache(maxsize=1)(self._closing)
+
+    def _closing(self, index: int) -> int:
+        return len(
+            self.library.splicer.piece(qa.closing(self.library.corpus.questions[index].query) + qa.ANSWER_PREFIX)
+        )
+
+    def fits(self, index: int) -> bool:
+        """Whether the documents of question `index` leave room in the window."""
+        library = self.library
+        needed = library.corpus.questions[index].needed
+        given = sum(library.size(n, document) for n, document in enumerate(needed, start=1))
+        return len(library.start) + given + self._closings(index) + SLACK <= self.limit
+
+    def build(self, index: int) -> tuple[float, Ids, Callable[[], str]]:
+        """Depth of the first document that answers, ids of the prompt, and its text."""
+        library, question = self.library, self.library.corpus.questions[index]
+        rng = rng_of(self.seed, self.name, index)
+        start = rng_of(self.seed, self.name, "depth").random()
+        depth = (start + index * GOLDEN) % 1.0
+        room = self.limit - len(library.start) - self._closings(index)
+        room -= sum(library.size(n, document) for n, document in enumerate(question.needed, start=1))
+        others, last = self._distractors(question, rng, room)
+        whole = self._placed(question, others, depth, rng)
+        text, ids = self._filled(index, whole, last)
+        return depth, ids, text
+
+    def _distractors(self, question: qa.Question, rng: random.Random, room: int) -> tuple[list[int], int | None]:
+        """Whole documents for about `room` tokens, and the one after them, to be cut."""
+        library = self.library
+        near = list(dict.fromkeys(i for i in (*question.given, *question.related) if i not in question.needed))
+        rng.shuffle(near)
+        taken: list[int] = []
+        known = {*question.needed, *near}
+        number = len(question.needed) + 1
+        for document in self._all(near, known, rng):
+            size = library.size(number, document)
+            if size > room:
+                return taken, document
+            taken.append(document)
+            room -= size
+            number += 1
+        return taken, None
+
+    def _all(self, near: list[int], known: set[int], rng: random.Random) -> Iterator[int]:
+        """Distractors without end: the near ones, then the others, then all of them again."""
+        yield from near
+        count = len(self.library.corpus.documents)
+        others = [i for i in range(count) if i not in known]
+        rng.shuffle(others)
+        yield from others
+        pool = near + others
+        while pool:
+            yield from pool
+
+    def _placed(self, question: qa.Question, others: list[int], depth: float, rng: random.Random) -> list[int]:
+        needed = list(question.needed)
+        rng.shuffle(needed)
+        out = list(others)
+        out.insert(round(depth * len(others)), needed[0])
+        for document in needed[1:]:
+            out.insert(rng.randint(0, len(out)), document)
+        return out
+
+    def _filled(self, index: int, whole: Sequence[int], last: int | None) -> tuple[Callable[[], str], Ids]:
+        """As many words of `last` after the whole documents as fit: the text, made when asked for, and its ids."""
+        words = [] if last is None else self.library.corpus.documents[last].split(" ")
+        closing = qa.closing(self.library.corpus.questions[index].query) + qa.ANSWER_PREFIX
+        best = self._ids(whole, [], closing)
+        used, low, high = 0, 1, len(words)
+        if len(best) > self.limit and whole:
+            raise UserError(f"length {self.length} is too short for sample {index} of {self.name}")
+        while low <= high and self.limit - len(best) > 0:
+            middle = (low + high) // 2
+            made = self._ids(whole, words[:middle], closing)
+            if len(made) <= self.limit:
+                used, best, low = middle, made, middle + 1
+            else:
+                high = middle - 1
+        return (lambda: self._text(whole, words[:used], closing)), best
+
+    def _text(self, whole: Sequence[int], words: Sequence[str], closing: str) -> str:
+        texts = [self.library.corpus.documents[i] for i in whole] + ([" ".join(words)] if words else [])
+        context = "\n\n".join(f"Document {number}:\n{text}" for number, text in enumerate(texts, start=1))
+        return f"{qa.OPENING}{context}{closing}"
+
+    def _ids(self, whole: Sequence[int], words: Sequence[str], closing: str) -> Ids:
+        library = self.library
+        if library.splicer.safe:
+            made = self._joined(whole, words, closing)
+            if library.checked:
+                return made
+        encoded = np.array(library.bos + library.tokenizer.encode(self._text(whole, words, closing)), dtype=np.int32)
+        if library.splicer.safe:
+            library.checked = True
+            library.splicer.safe = bool(np.array_equal(made, encoded))
+        return encoded
+
+    def _joined(self, whole: Sequence[int], words: Sequence[str], closing: str) -> Ids:
+        library = self.library
+        parts: list[Ids | list[int]] = [library.start]
+        for number, document in enumerate(whole[:-1] if not words else whole, start=1):
+            parts += [library.front(number, document), library.rest(document)]
+        number = len(whole) + bool(words)
+        text = " ".join(words) if words else library.corpus.documents[whole[-1]]
+        first, space, rest = text.partition(" ")
+        if space:
+            parts += [library.piece(f" {number}:\n{first}"), library.splicer.piece(f" {rest}{closing}")]
+        else:
+            parts.append(library.splicer.piece(f" {number}:\n{first}{closing}"))
+        return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
