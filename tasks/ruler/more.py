@@ -19,12 +19,13 @@ import numpy as np
 from evalsuite.scorers import postprocess, string_match_all, string_match_part
 from evalsuite.types import Decision, Generate, Prompt, Response, Sample, Score, Setting, Tokenizer
 from gdn2.errors import UserError
+from tasks.data import Dataset
 from tasks.ruler import cwe, exact, fwe, lists, qa, vt
 from tasks.ruler.documents import Library, Shelf
 from tasks.ruler.haystack import NoiseHaystack
 from tasks.ruler.niah import METRIC, PROFILES, Lazy, checked, stream
 from tasks.ruler.search import Job, Made
-from tasks.ruler.sources import corpus, data_digest
+from tasks.ruler.sources import DATASETS, corpus, data_digest
 from tasks.ruler.splice import ByDigest
 from tasks.ruler.words import LIST_DIGESTS, VERBS
 
@@ -49,6 +50,11 @@ class RulerTask:
     suite: str = "ruler"
     has_lengths: bool = True
     protocols: tuple[str, ...] = PROFILES
+
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        """What it reads."""
+        return (DATASETS[self.name],) if self.is_qa else ()
 
     @property
     def is_qa(self) -> bool:

@@ -1,31 +1,38 @@
-"""Where the documents of qa_1 and qa_2 come from."""
+"""The documents of qa_1 and qa_2."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from hashlib import sha256
-from pathlib import Path
 
-from gdn2 import env
-from gdn2.errors import DataError
+from tasks.data import Dataset, digest, rows
 from tasks.ruler import qa
 
-FILES = {"qa_1": "squad.json", "qa_2": "hotpotqa.json"}
-
-
-def _path(name: str) -> Path:
-    path = env.cache_dir() / FILES[name]
-    if not path.is_file():
-        raise DataError(f"{path} is missing")
-    return path
+_LICENCE = "CC BY-SA 4.0"
+DATASETS = {
+    "qa_1": Dataset(
+        "squad_v2", {"title": "text", "context": "text", "question": "text", "outputs": "texts"},
+        "rajpurkar/squad_v2", "validation", records=11873, licence=_LICENCE,
+        adapt=qa.squad_adapt, original=qa.squad_original,
+    ),
+    "qa_2": Dataset(
+        "hotpotqa", {"question": "text", "outputs": "texts", "titles": "texts", "documents": "texts", "facts": "texts"},
+        "hotpotqa/hotpot_qa", "validation", config="distractor", records=7405, licence=_LICENCE,
+        adapt=qa.hotpotqa_adapt, original=qa.hotpotqa_original,
+    ),
+}  # fmt: skip
 
 
 def data_digest(name: str) -> str:
-    return sha256(_path(name).read_bytes()).hexdigest()
+    """sha256 of the file behind task `name`. Raises DataError where it is not there."""
+    return digest(DATASETS[name])
+
+
+def corpus(name: str) -> qa.Corpus:
+    """Questions and documents of task `name`. Raises DataError where they are not there."""
+    return _corpus(name, data_digest(name))
 
 
 @lru_cache(maxsize=2)
-def corpus(name: str) -> qa.Corpus:
-    if name == "qa_1":
-        return qa.squad_corpus(list(qa.squad_original(_path(name))))
-    return qa.hotpotqa_corpus(list(qa.hotpotqa_original(_path(name))))
+def _corpus(name: str, found: str) -> qa.Corpus:
+    read = qa.squad_corpus if name == "qa_1" else qa.hotpotqa_corpus
+    return read(rows(DATASETS[name]))

@@ -1,4 +1,4 @@
-"""vt, cwe, fwe and qa in profile `exact`: the window is filled, the question is answerable, and paired across models."""
+"""vt, cwe, fwe and qa in profile `exact`: the window is filled, the question has its answer, and models are paired."""
 
 import re
 import time
@@ -11,7 +11,8 @@ import pytest
 import tasks
 from evalsuite.types import Response, Sample, Setting, Tokenizer
 from gdn2.errors import DataError, UserError
-from tasks.ruler import more, qa
+from tasks.data import commands
+from tasks.ruler import more, qa, sources
 from tasks.ruler.compat import PROFILES
 from tasks.ruler.exact import SLACK
 from tests.tasks.conftest import PUBLIC, TRAINED
@@ -202,3 +203,19 @@ def test_500_samples_at_128k_in_reasonable_time(public: Callable, qa_files: dict
     for i in range(1, 21):
         assert len(samples[i].requests[0].prompt.ids) > (1 << 17) - 200
     assert (time.process_time() - start) / 20 < 0.25
+
+
+def test_imported_files_are_what_is_asked(
+    qa_files: dict, public: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GDN2_DATA", str(tmp_path))
+    setting = Setting("exact", 4096, 2)
+    for name, dataset, records in (("qa_1", "squad_v2", 6078), ("qa_2", "hotpotqa", 200)):
+        with pytest.raises(DataError, match=f"gdn2-eval data fetch {dataset}"):
+            tasks.get(name).data_digest(setting)
+        line = commands.import_copy(name, qa_files[name], tmp_path)
+        assert f"{records} of" in line
+        sample = tasks.get(name).samples(setting, public("gpt-neox"))[1]
+        assert any(answer in sample.requests[0].prompt.text for answer in sample.target)
+        assert len(tasks.get(name).data_digest(setting)) == 64
+    assert sources.corpus("qa_1") == qa.squad_corpus(list(qa.squad_original(qa_files["qa_1"])))
