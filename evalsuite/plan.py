@@ -20,7 +20,19 @@ from typing import NamedTuple
 
 from evalsuite.names import quoted, slug
 from evalsuite.schema import SCHEMA_VERSION
-from evalsuite.types import Backend, Generate, LogLikelihood, ModelInfo, Request, Sample, Setting, Task, Tokenizer
+from evalsuite.types import (
+    Adjustable,
+    Backend,
+    Chosen,
+    Generate,
+    LogLikelihood,
+    ModelInfo,
+    Request,
+    Sample,
+    Setting,
+    Task,
+    Tokenizer,
+)
 from gdn2.errors import DataError, UserError
 
 MIN_LENGTH, MAX_LENGTH = 128, 1 << 24
@@ -167,10 +179,9 @@ def make_plan(backend: Backend, tasks: Sequence[Task], ask: Ask) -> Plan:
     Raises UserError for a profile that a task does not have, and whatever a task raises for a setting it cannot meet.
     """
     info, tokenizer = backend.info, backend.tokenizer
-    settings = [(task, setting) for task in tasks for setting in _settings(task, ask)]
     cells, base = [], key_base(info)
     room = KEPT_TOKENS
-    for task, setting in settings:
+    for task, setting in settings(tasks, ask):
         cell = Cell(task, setting, tokenizer)
         room -= cell.enter(base, room)
         cells.append(cell)
@@ -195,17 +206,53 @@ def key_base(info: ModelInfo) -> dict[str, object]:
 
 
 def check_profile(tasks: Sequence[Task], profile: str | None) -> None:
-    """Raise UserError where a task does not have `profile`."""
+    """Raise UserError where a task does not have `profile`, or a suite's task the one it was chosen with."""
     for task in tasks:
-        if profile is not None and profile not in task.protocols:
-            raise UserError(f"task {task.name} has no profile {quoted(profile)}; it has {', '.join(task.protocols)}")
+        _protocols(task.task if isinstance(task, Chosen) else task, _profile(task, profile))
 
 
 def check_data(tasks: Sequence[Task], ask: Ask) -> None:
     """Raise DataError where a task lacks what its samples are made from: before a model is loaded in vain."""
-    for task in tasks:
-        for setting in _settings(task, ask):
-            task.data_digest(setting)
+    for task, setting in settings(tasks, ask):
+        task.data_digest(setting)
+
+
+def settings(tasks: Sequence[Task], ask: Ask) -> list[tuple[Task, Setting]]:
+    """Every task with every setting it is to be asked under, each once: with the most samples anybody asked for."""
+    found: dict[tuple[str, str, int | None], tuple[Task, Setting]] = {}
+    for given in tasks:
+        for task, setting in _settings(given, ask):
+            key = (task.name, setting.protocol, setting.length)
+            if key not in found or _more(setting.samples, found[key][1].samples):
+                found[key] = (task, setting)
+    return list(found.values())
+
+
+def _more(samples: int | None, than: int | None) -> bool:
+    return than is not None and (samples is None or samples > than)
+
+
+def _settings(given: Task, ask: Ask) -> list[tuple[Task, Setting]]:
+    chosen = given if isinstance(given, Chosen) else Chosen(given)
+    task = chosen.task
+    lengths: Sequence[int | None] = (chosen.lengths or ask.lengths) if task.has_lengths else (None,)
+    samples = chosen.samples if ask.samples is None else ask.samples
+    protocols = _protocols(task, _profile(given, ask.profile))
+    asked = [(protocol, length) for protocol in protocols for length in lengths]
+    return [(task, Setting(*cell, samples, ask.seed, ask.options)) for cell in asked]
+
+
+def _profile(task: Task, profile: str | None) -> str | None:
+    return (task.protocol if isinstance(task, Chosen) else None) or profile
+
+
+def _protocols(task: Task, profile: str | None) -> Sequence[str]:
+    """What `profile`, or without one the task's default, stands for."""
+    if isinstance(task, Adjustable):
+        return task.expand(profile or task.protocols[0])
+    if profile is not None and profile not in task.protocols:
+        raise UserError(f"task {task.name} has no profile {quoted(profile)}; it has {', '.join(task.protocols)}")
+    return (profile or task.protocols[0],)
 
 
 def option_digest(value: str) -> str:
@@ -223,13 +270,6 @@ def option_digest(value: str) -> str:
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {quoted(value)}: {error}") from None
     return f"sha256:{found.hexdigest()}"
-
-
-def _settings(task: Task, ask: Ask) -> list[Setting]:
-    check_profile([task], ask.profile)
-    lengths: Sequence[int | None] = ask.lengths if task.has_lengths else (None,)
-    protocol = ask.profile or task.protocols[0]
-    return [Setting(protocol, length, ask.samples, ask.seed, ask.options) for length in lengths]
 
 
 def _entry(sample: Sample, base: Mapping[str, object]) -> Entry:

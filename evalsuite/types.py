@@ -7,12 +7,16 @@ The three kinds of request are lm-eval's (loglikelihood, loglikelihood_rolling, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from itertools import product
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gdn2.errors import UserError
 
 Ids = NDArray[np.int32]
 
@@ -164,6 +168,72 @@ class Task(Protocol):
 
     def score(self, sample: Sample, responses: Sequence[Response]) -> Sequence[Score]:
         """Scores of one sample from its responses, in request order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A choice a protocol leaves open. `pattern` is what a value must match in full."""
+
+    default: str
+    pattern: str
+    meaning: str
+
+
+@runtime_checkable
+class Adjustable(Protocol):
+    """A task whose protocols have fields: "NAME:field=value:field=value" asks it with others than the defaults.
+
+    Several values, as in "pairs=4/8/16", ask for every combination: one protocol each.
+    """
+
+    name: str
+    fields: Mapping[str, Field]
+
+    def expand(self, profile: str) -> tuple[str, ...]:
+        """The protocols meant, as records name them. Raises UserError for a field or value it does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A task as a suite asks it; what is None is up to the command. In all else it is the task."""
+
+    task: Task
+    protocol: str | None = None
+    lengths: tuple[int, ...] | None = None
+    samples: int | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+
+def expanded(task: Task, fields: Mapping[str, Field], profile: str, brief: bool = False) -> tuple[str, ...]:
+    """What `Adjustable.expand` gives: the profile's name and all its fields, or with `brief` those not at the default.
+
+    Raises UserError naming the field and what it may be.
+    """
+    name, *pairs = profile.split(":")
+    if name not in task.protocols:
+        raise UserError(f"task {task.name} has no profile {name[:60]!r}; it has {', '.join(task.protocols)}")
+    given: dict[str, list[str]] = {}
+    for pair in pairs:
+        field_name, sign, values = pair.partition("=")
+        if not sign or field_name not in fields or field_name in given:
+            known = ", ".join(f"{key}={one.default}" for key, one in fields.items()) or "none"
+            raise UserError(f"profile {name} of {task.name} has no field {pair[:60]!r}, or is given it twice: {known}")
+        given[field_name] = list(dict.fromkeys(values.split("/")))
+        for value in given[field_name]:
+            if not re.fullmatch(fields[field_name].pattern, value):
+                raise UserError(f"{field_name} {value[:60]!r} of {task.name} is not {fields[field_name].meaning}")
+    choices = [given.get(key, [one.default]) for key, one in fields.items()]
+    made = [dict(zip(fields, values, strict=True)) for values in product(*choices)]
+    shown = [[f"{key}={v}" for key, v in one.items() if not brief or v != fields[key].default] for one in made]
+    return tuple(":".join([name, *parts]) for parts in shown)
+
+
+def field_values(fields: Mapping[str, Field], protocol: str) -> dict[str, str]:
+    """The fields of a protocol that `expanded` gave, defaults included."""
+    pairs = (pair.partition("=") for pair in protocol.split(":")[1:])
+    return {key: one.default for key, one in fields.items()} | {key: value for key, _, value in pairs}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,13 @@ import pkgutil
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
+from typing import cast
 
-from evalsuite.types import Task
+from evalsuite.types import Chosen, Task
 from gdn2.errors import UserError
+from tasks import suitefile
 
 
 def collect(modules: Iterable[ModuleType]) -> tuple[dict[str, Task], dict[str, tuple[str, ...]]]:
@@ -57,7 +60,12 @@ def names() -> list[str]:
 
 def suites() -> dict[str, tuple[str, ...]]:
     """Names of all suites, and the tasks of each."""
-    return dict(_registry()[1])
+    files = {name: tuple(dict.fromkeys(task.name for task in _packaged(name))) for name in suitefile.packaged()}
+    return dict(_registry()[1]) | files
+
+
+def _packaged(name: str) -> list[Task]:
+    return suitefile.load(suitefile.PACKAGED / f"{name}{suitefile.SUFFIX}", _named)
 
 
 def get(name: str) -> Task:
@@ -71,13 +79,28 @@ def suite(name: str) -> list[Task]:
 
 
 def resolve(text: str) -> list[Task]:
-    """Tasks of a comma-separated list of task and suite names, each once, in the order given."""
-    wanted = [part.strip() for part in text.split(",")]
-    found: dict[str, Task] = {}
-    for name in wanted:
-        members = suites()[name] if name in suites() else (_known(name, [*names(), *suites()]),)
-        found |= {member: get(member) for member in members if member not in found}
+    """What a comma-separated list of tasks, suites, TASK@PROFILE and suite files names: each once, in the order given.
+
+    Raises UserError for a name that is none, DataError for a file that cannot be read.
+    """
+    found: dict[object, Task] = {}
+    for name in (part.strip() for part in text.split(",")):
+        for member in _named(name) if not name.endswith(suitefile.SUFFIX) else suitefile.load(Path(name), _named):
+            key = (member.name, member.protocol, member.lengths) if isinstance(member, Chosen) else member.name
+            found.setdefault(key, member)
     return list(found.values())
+
+
+def _named(name: str) -> list[Task]:
+    """Tasks of one name: a suite's, or the task."""
+    if name in suitefile.packaged():
+        return _packaged(name)
+    if name in _registry()[1]:
+        return [get(member) for member in _registry()[1][name]]
+    plain, at, profile = name.partition("@")
+    if at:
+        return [cast(Task, Chosen(get(plain), profile))]
+    return [get(_known(name, [*names(), *suites()]))]
 
 
 def _known(name: str, known: list[str]) -> str:
