@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +17,8 @@ import tasks
 from evalsuite.types import Setting
 from gdn2.errors import UserError
 from tasks.ruler import cwe, fwe, lists, qa, search, vt
+from tasks.ruler.compat import PROFILES
+from tasks.ruler.documents import Library, Shelf
 from tasks.ruler.search import Draft, Job
 from tests.tasks.test_splice import Letters
 
@@ -159,3 +163,32 @@ def test_samples_are_frozen(name: str) -> None:
     for sample in tasks.get(name).samples(Setting("exact", 9000, 3), Letters()):
         found.update(sample.requests[0].prompt.ids.tobytes())
     assert found.hexdigest() == FROZEN[name]
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.tasks.test_ruler_parts import digests
+print(*digests())
+"""
+
+
+def digests() -> list[str]:
+    """Of the first questions made from documents of our own, in every profile."""
+    texts = [f"Entry {i}\nThe fact of entry {i} is that stone {i * 7} lies under oak {i * 11}." * 4 for i in range(60)]
+    asked = [qa.Question(f"What lies under oak {i * 11}?", (f"stone {i * 7}",), (i,), (i + 1,), (i,)) for i in range(9)]
+    corpus = qa.Corpus(tuple(asked), tuple(texts))
+    shelf = Shelf(Library(Letters(), corpus), "qa_1", 42, 6000, 32)
+    found = [sha256(shelf.build(i)[1].tobytes()).hexdigest() for i in (0, 8)]
+    for profile in PROFILES:
+        made = qa.compatible(Job("qa_1", profile, 6000, Letters(), 42, 32), corpus, 3)
+        found.append(sha256("".join(json.dumps(one.record) for one in made).encode()).hexdigest())
+    return found
+
+
+def test_another_process_with_another_hash_seed_makes_the_same(root: Path) -> None:
+    environment = {"PYTHONHASHSEED": "321", "OMP_NUM_THREADS": "1"}
+    script = SCRIPT.format(root=str(root))
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, cwd=root)
+    assert done.stdout.split() == digests(), done.stderr
+    assert len(set(digests())) == 2 + len(PROFILES) - 1  # without the prefix only the prompt differs
