@@ -203,6 +203,13 @@ def test_prompts_come_back_with_the_needle_marked(asked):
         assert all(target in text for target in targets) and any(kind == "cut" for _, kind in parts)
 
 
+def test_the_committed_runs_still_show_their_prompts(root):
+    made = page_of(root / "results" / "zoo", count=1)
+    assert made["prompts"]["reasons"] == []
+    places = [place for place in made["samples"]["excerpt"] if place >= 0]
+    assert len(places) == len({*made["samples"]["cell"]})
+
+
 def test_the_cut_says_how_much_is_left_out(asked):
     (run,) = frame.expand(asked)
     record = next(r for r in show.read_records(run) if r.task == "niah_multikey_1" and r.sample_id == "0")

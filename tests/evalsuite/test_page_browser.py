@@ -152,7 +152,7 @@ def test_a_sample_opens_with_its_needle_marked_and_its_command(opened, records):
     assert opened.text("#sample .command") == f"gdn2-eval show {record.run_id} --sample 2"
     said = opened.js("[...document.querySelectorAll('#sample h4 + pre')].map((pre) => pre.textContent)")
     assert said[:2] == [record.target, record.output]
-    assert record.target in opened.text("#sample mark.needle") and len(opened.all("#sample mark.needle")) == 1
+    assert record.target in opened.text("#sample mark.needle") and len(opened.all("#sample pre mark.needle")) == 1
     assert "special magic number for" in said[2] and "characters" in opened.text("#sample .cut")
     assert f"{record.prompt_tokens:,} tokens" in opened.text("#sample dl")
     opened.choose("#f-model", "synthetic-gdn2-h (hybrid)")
@@ -323,6 +323,25 @@ def test_markup_and_the_network_are_out_of_reach_even_for_a_script_of_ours(brows
     browser.js("document.body.append(Object.assign(document.createElement('img'), {src: 'https://example.org/x.png'}))")
     browser.wait("document.images.length === 1 && document.images[0].complete")
     assert any("Loading the image" in text and "Content Security Policy" in text for text in browser.said())
+
+
+def test_failed_samples_and_scores_without_lengths_or_depths_are_shown_too(browser, synthetic, tmp_path):
+    (tmp_path / "a").mkdir()
+    records = list(synthetic.records(synthetic.MODELS[1]))[:40]
+    made = [
+        replace(r, length=None, depth=None, metric="perplexity", score=7.5 + i) if i % 2 else
+        replace(r, score=None, error="out of memory", outcome="")
+        for i, r in enumerate(replace(r, error=None, score=0.0) for r in records)
+    ]  # fmt: skip
+    (tmp_path / "a" / "records.jsonl").write_text("".join(map(to_line, made)), "ascii")
+    page = tmp_path / "report.html"
+    assert cli.main(["report", "--runs", str(tmp_path / "a" / "records.jsonl"), "--out", str(page)]) == 0
+    browser.open(page, scheme="dark")
+    assert browser.said() == [] and browser.fetched() == [page.as_uri()] and count(browser) == (40, 40)
+    assert "20 samples failed" in browser.text("#lede") and not browser.one("#curves").is_displayed()
+    assert "–" in browser.text("#scores-table") and "27.5" in browser.text("#others-table")
+    assert [a.text for a in browser.all("nav a") if a.is_displayed()] == ["Runs", "Scores", "Samples"]
+    assert browser.accessibility() == []
 
 
 @pytest.mark.slow

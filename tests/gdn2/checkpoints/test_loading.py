@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gdn2.checkpoints import Options, describe, hub, listing, open_model
+from gdn2.checkpoints import Options, describe, hub, listing, open_model, open_tokenizer
 from gdn2.checkpoints.fields import Fields, Values
 from gdn2.errors import CheckpointError, UserError
 from gdn2.models import PRESETS
@@ -366,3 +366,13 @@ def test_fields_and_values_name_what_is_wrong() -> None:
             call()
     with pytest.raises(UserError, match="window must be a positive number, got 'inf'"):
         Values({"window": "inf"}).number("window", float)
+
+
+def test_the_tokenizer_alone_is_the_one_of_the_opened_model(directory: Path, root: Path) -> None:
+    alone, loaded = open_tokenizer("gdn2-tiny"), open_model("gdn2-tiny").tokenizer
+    assert alone is not None and loaded is not None and alone.digest == loaded.digest
+    assert open_tokenizer(str(directory)) is None and open_tokenizer("gdn-1.3b") is None
+    named = Options(tokenizer=str(root / "gdn2" / "zoo" / "tokenizer.json"))
+    assert open_tokenizer("gdn-1.3b", named) is not None and open_tokenizer(str(directory), named) is not None
+    with pytest.raises(UserError, match="no model 'nowhere'"):
+        open_tokenizer("nowhere")

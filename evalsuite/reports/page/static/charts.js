@@ -22,6 +22,13 @@ function finish(chart, label) {
   return chart;
 }
 
+// A click goes from a mark to its samples; a thumb's tap only shows the tip.
+function onClick(chart, samples) {
+  chart.addEventListener("click", (event) => {
+    if (chart.value && event.pointerType !== "touch") browse(samples(chart.value));
+  });
+}
+
 function withLengths() {
   const found = new Map();
   data.cells.forEach((cell, place) => {
@@ -70,7 +77,7 @@ function curve(set, cells, width) {
     y: { domain: [0, 100], ticks: [0, 25, 50, 75, 100], grid: true, label: null },
     marks,
   });
-  chart.addEventListener("click", () => chart.value && browse({ model: chart.value.model, set, length: chart.value.length }));
+  onClick(chart, ({ model, length }) => ({ model, set, length }));
   const said = shown.map((cell) => `${data.models[cell.model].name} at ${lengthLabel(cell.length)} ${percent(cell.mean)}`);
   return finish(chart, `${data.sets[set].label}: accuracy in percent by context length. ${said.join(", ")}`);
 }
@@ -158,7 +165,7 @@ function heat(bins, width) {
       Plot.tip(bins, Plot.pointer({ ...at, title, lineWidth: 24, maxRadius: 60 })),
     ],
   });
-  chart.addEventListener("click", () => chart.value && browse({ ...chart.value, depth: chart.value.bin }));
+  onClick(chart, (item) => ({ ...item, depth: item.bin }));
   return chart;
 }
 

@@ -167,9 +167,11 @@ function prompt(i) {
   if (!excerpt) return [el("p", { class: "note" }, "The prompt is not in this page; the command above prints it.")];
   const parts = excerpt.map(([part, kind]) => {
     if (kind === "cut") return el("span", { class: "cut" }, ` … ${part} characters … `);
-    return kind ? el("mark", { class: kind, title: kind }, part) : text(part);
+    return kind ? el("mark", { class: kind }, part) : text(part);
   });
-  return [el("pre", { class: "prompt" }, ...parts)];
+  const others = excerpt.some(([, kind]) => kind === "distractor");
+  const legend = ["Marked: the ", el("mark", { class: "needle" }, "needle asked for"), ...(others ? [" and ", el("mark", { class: "distractor" }, "others")] : []), "."];
+  return [el("pre", {}, ...parts), ...(parts.some((part) => part.localName === "mark") ? [el("p", { class: "note" }, ...legend)] : [])];
 }
 
 function showSample(i) {

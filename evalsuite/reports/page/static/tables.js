@@ -39,6 +39,7 @@ function grid(place, rows, columns, more = {}) {
   made.on("tableBuilt", () => {
     holder(made).setAttribute("role", "rowgroup");
     made.element.querySelector(".tabulator-table").setAttribute("role", "presentation");
+    made.element.setAttribute("aria-labelledby", made.element.dataset.title);
   });
   return made;
 }
