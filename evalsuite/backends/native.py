@@ -370,6 +370,11 @@ def _mixer(options: Mapping[str, object]) -> str:
     return name if name != "mamba3" else "mamba3_siso" if options.get("rank") is None else "mamba3_mimo"
 
 
+def _kernels(model: Decoder) -> str:
+    with torch.no_grad():  # as the requests are answered
+        return choose(model.embed.weight.device, model.blocks()[0].mixer.implementation)
+
+
 def describe(model: Decoder, name: str, checkpoint: str, tokenizer: Tokenizer) -> ModelInfo:
     """What records say about a model."""
     config = model.config
@@ -383,7 +388,7 @@ def describe(model: Decoder, name: str, checkpoint: str, tokenizer: Tokenizer) -
     identity = {
         "device": weight.device.type,
         "dtype": str(weight.dtype).removeprefix("torch."),
-        "kernels": choose(weight.device, model.blocks()[0].mixer.implementation),
+        "kernels": _kernels(model),
     }
     details = {"identity": identity, "train_length": config.train_length, "config": config.to_dict()}
     mixer = "transformer" if family == "transformer" else "+".join(sorted(set(recurrent)))

@@ -9,23 +9,28 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from gdn2.kernels import chunked, reference, tokens
+from gdn2.kernels import chunked, numba, reference, tokens
 from gdn2.kernels.contract import Rows, sequence_lengths
 
-Implementation = Literal["reference", "torch", "triton"]
+Implementation = Literal["reference", "torch", "triton", "numba"]
 Rule = Callable[[Rows, Tensor, torch.dtype], tuple[Tensor, Tensor]]
 Step = Callable[[Rows, Tensor | None, Tensor, Tensor | None], Tensor]
 
 
 def choose(device: torch.device, wish: Implementation | None = None) -> Implementation:
-    """The implementation for `device`: what was asked for, else torch.
+    """The implementation for `device`: what was asked for, else numba on a CPU without gradients, else torch.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or numba where it is not installed or gradients are wanted.
     """
     if wish is not None and wish not in get_args(Implementation):
         raise ValueError(f"implementation must be one of {', '.join(get_args(Implementation))}, got {wish!r}")
-    return wish or "torch"
+    if wish == "numba" and not (numba.available() and device.type == "cpu"):
+        raise ValueError(f"implementation numba needs a CPU and numba installed; device is {device}")
+    if wish == "numba" and torch.is_grad_enabled():
+        raise ValueError("implementation numba has no gradients: use torch, or torch.no_grad()")
+    plain = device.type == "cpu" and not torch.is_grad_enabled() and numba.available()
+    return wish or ("numba" if plain else "torch")
 
 
 def rule(name: Implementation) -> Rule:
@@ -34,7 +39,11 @@ def rule(name: Implementation) -> Rule:
         from gdn2.kernels.triton import function
 
         return lambda rows, state, dtype: function.delta_rule(rows, state)
-    run = {"reference": reference.delta_rule, "torch": chunked.delta_rule}[name]
+    run = {"reference": reference.delta_rule, "torch": chunked.delta_rule, "numba": chunked.delta_rule}[name]
+    if name == "numba":
+        return lambda rows, state, dtype: (
+            numba.delta_rule(rows, state) if dtype == torch.float32 else run(rows.repeated(dtype), state)
+        )
     return lambda rows, state, dtype: run(rows.repeated(dtype), state)
 
 
@@ -49,7 +58,7 @@ def step(name: Implementation) -> Step:
         return lambda rows, cu_seqlens, state, slots: decode.delta_tokens(
             rows.q, rows.k, rows.e, rows.z, rows.g, state, cu_seqlens, slots, rows.diag, rows.rank
         )
-    run = {"reference": reference.delta_tokens, "torch": tokens.delta_tokens}[name]
+    run = {"reference": reference.delta_tokens, "torch": tokens.delta_tokens, "numba": tokens.delta_tokens}[name]
 
     def with_lengths(rows: Rows, cu_seqlens: Tensor | None, state: Tensor, slots: Tensor | None) -> Tensor:
         t = rows.q.shape[0]
@@ -57,6 +66,8 @@ def step(name: Implementation) -> Step:
         if any(n % rows.rank for n in lengths):
             raise ValueError(f"rank {rows.rank} must divide the rows of every sequence, got lengths {lengths}")
         dtype = torch.float64 if state.dtype == torch.float64 else torch.float32
+        if name == "numba" and dtype == torch.float32:
+            return numba.delta_tokens(replace(rows, lengths=lengths), state, slots)
         return run(replace(rows.repeated(dtype), lengths=lengths), state, slots)
 
     return with_lengths

@@ -100,9 +100,11 @@ def _device(machine: Machine) -> Finding:
 
 
 def _implementation(machine: Machine) -> Finding:
-    name = choose(torch.device("cuda" if machine.device else "cpu"))
+    with torch.no_grad():
+        name = choose(torch.device("cuda" if machine.device else "cpu"))
     why = {
         "triton": "fused kernels on the GPU",
+        "numba": "compiled loops on the CPU, plain torch for training",
         "torch": "chunks of matrix products in plain torch",
         "reference": "token by token",
     }[name]

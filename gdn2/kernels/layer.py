@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gdn2 import numerics
+from gdn2.kernels import numba
 from gdn2.kernels.dispatch import Implementation, choose
 
 
@@ -76,7 +77,13 @@ def fold_gates(raw: Raw, gates: Gates, implementation: Implementation | None = N
         from gdn2.kernels.triton import prologue
 
         return Folded(*prologue.fold_gates(raw, gates))
+    if _compiled(raw.q, implementation) and not (gates.mean_erase or gates.mean_write):
+        return numba.fold_gates(raw, gates)
     return _fold_gates(raw, gates)
+
+
+def _compiled(x: Tensor, implementation: Implementation | None) -> bool:
+    return x.dtype != torch.float64 and choose(x.device, implementation) == "numba"
 
 
 def _fold_gates(raw: Raw, gates: Gates) -> Folded:
@@ -118,5 +125,7 @@ def gated_norm(
         from gdn2.kernels.triton import epilogue
 
         return epilogue.gated_norm(o, gate, weight, eps, activation)
+    if _compiled(o, implementation):
+        return numba.gated_norm(o, gate, weight, eps, activation)
     act = numerics.silu(gate) if activation == "silu" else numerics.sigmoid(gate)
     return (numerics.rms_norm(o, weight, eps) * act).to(o.dtype)

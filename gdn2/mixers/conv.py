@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gdn2.kernels import numba
 from gdn2.kernels.dispatch import Implementation, choose
 from gdn2.numerics import silu
 from gdn2.ragged import Ragged
@@ -70,6 +71,8 @@ class ShortConv(nn.Module):
             from gdn2.kernels.triton import prologue
 
             return prologue.short_conv(x, self.weight[:, 0], self.bias, window.detach(), ragged, self.activate)
+        if x.dtype != torch.float64 and choose(x.device, self.implementation) == "numba":
+            return numba.short_conv(x, self.weight[:, 0], self.bias, window, ragged, self.activate)
         return short_conv(x, self.weight[:, 0], self.bias, window, ragged, self.activate)
 
     def step(self, x: Tensor, window: Tensor) -> Tensor:
@@ -79,6 +82,8 @@ class ShortConv(nn.Module):
             from gdn2.kernels.triton import prologue
 
             return prologue.conv_step(x, taps, self.bias, window, activate=self.activate)
+        if x.dtype != torch.float64 and choose(x.device, self.implementation) == "numba":
+            return numba.conv_step(x, taps, self.bias, window, self.activate)
         y = x * taps[:, -1]
         for j in range(1, taps.shape[1]):
             y = y + window[:, :, -j].to(x.dtype) * taps[:, -1 - j]

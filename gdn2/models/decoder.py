@@ -40,7 +40,7 @@ class SwiGLU(nn.Module):
         self.gate, self.up, self.down = Linear(d, width), Linear(d, width), Linear(width, d)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(numerics.silu(self.gate(x)) * self.up(x))
+        return self.down(numerics.silu_times(self.gate(x), self.up(x)))
 
 
 class Layer(nn.Module):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from gdn2.kernels import numba
 from gdn2.kernels.doctor import Finding, Machine, examine, look, release
 
 H200 = Machine("2.13.0", "13.0", "3.7.1", "NVIDIA H200", (9, 0), 141 << 30, False, ())
@@ -36,7 +37,7 @@ def test_triton_that_miscompiles_hopper_is_named(triton: str, remarked: bool) ->
 def test_a_cpu_machine_is_told_why() -> None:
     found = by_subject(CPU)
     assert found["device"].kind == "note" and "built for CPU only" in found["device"].text
-    assert found["kernels"].text.startswith("torch:")
+    assert found["kernels"].text.startswith("numba:" if numba.available() else "torch:")
     assert "bench kernels" in found["fla"].text
     assert "sees no GPU" in by_subject(replace(CPU, torch_cuda="13.0"))["device"].text
 

@@ -301,7 +301,7 @@ def test_a_step_minimises_equation_13() -> None:
         ({"state": torch.zeros(1, 2, 8, 5)}, r"state must be \[N, Hv, K, V\] = \[1, 2, 8, 4\]"),
         ({"cu_seqlens": torch.tensor([0, 3])}, "cu_seqlens must rise from 0 to 4"),
         ({"rank": 2}, "erase with several rows a token"),
-        ({"implementation": "cuda"}, "implementation must be one of reference, torch, triton"),
+        ({"implementation": "cuda"}, "implementation must be one of reference, torch, triton, numba"),
     ],
 )
 def test_a_wrong_call_names_what_is_wrong(change: dict, message: str) -> None:

@@ -1,0 +1,133 @@
+"""The compiled CPU loops: as exact as torch in the same precision, and no number depends on its neighbours."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gdn2 import numerics
+from gdn2.kernels import choose, delta_rule, delta_step, numba
+from gdn2.kernels.layer import Gates, Raw, fold_gates, gated_norm
+from gdn2.mixers.conv import ShortConv, short_conv
+from gdn2.ragged import Ragged
+from tests.gdn2.kernels.oracle import EXTREME, Case, allowed, assert_close, draw, run
+from tests.gdn2.kernels.test_operator import VARIANTS
+
+pytest.importorskip("numba")
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("case", [*VARIANTS.values(), Case(90, gates=EXTREME)], ids=[*VARIANTS, "extreme decays"])
+def test_it_errs_no_more_than_torch(case):
+    exact = run(draw(case), "reference")
+    inputs = draw(case).to(torch.float32)
+    assert_close(run(inputs, "numba"), exact, allowed(inputs, exact))
+
+
+def test_half_precision_is_rounded_once():
+    case = Case(70, heads=2, value_heads=4)
+    inputs = draw(case).to(torch.bfloat16)
+    assert_close(run(inputs, "numba"), run(draw(case), "reference"), allowed(inputs, run(draw(case), "reference")))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_cut_anywhere_and_any_company_change_no_bit(threads, monkeypatch):
+    monkeypatch.setattr(numba, "SHARED_WORK", 0)
+    x = draw(Case(50, heads=2, value_heads=4, value=20)).to(torch.float32).tensors
+    rows = {name: x[name] for name in "qkezg"}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        whole, last = delta_rule(**rows, state=x["state"], implementation="numba")
+        for cut in (1, 17, 49):
+            front, middle = delta_rule(**{n: t[:, :cut] for n, t in rows.items()}, state=x["state"])
+            back, end = delta_rule(**{n: t[:, cut:] for n, t in rows.items()}, state=middle)
+            assert torch.equal(torch.cat([front, back], 1), whole) and torch.equal(end, last)
+        twice = {name: torch.cat([t[:, :7], t], 1) for name, t in rows.items()}
+        packed, _ = delta_rule(**twice, state=torch.cat([x["state"]] * 2), cu_seqlens=[0, 7, 57])
+        assert torch.equal(packed[:, 7:], whole) and torch.equal(packed[:, :7], whole[:, :7])
+        state = x["state"].clone()
+        stepped = [delta_step(**{n: t[0, i : i + 1] for n, t in rows.items()}, state=state) for i in range(50)]
+        assert torch.equal(torch.cat(stepped)[None], whole) and torch.equal(state, last)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_slots_choose_states_and_an_idle_row_is_zero():
+    x = draw(Case(3, heads=2, value_heads=2)).to(torch.float32).tensors
+    rows = {name: x[name][0] for name in "qkezg"}
+    pool = torch.randn(5, 2, 16, 16)
+    want = pool.clone()
+    alone = delta_step(**rows, state=(picked := pool[[4, 0, 2]]))
+    o = delta_step(**rows, state=pool, slots=torch.tensor([4, -1, 2]))
+    assert torch.equal(o[[0, 2]], alone[[0, 2]]) and not o[1].any()
+    want[[4, 2]] = picked[[0, 2]]
+    assert torch.equal(pool, want)
+
+
+@pytest.mark.parametrize("taps", [1, 3, 4])
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolutions_and_their_windows(taps, bias):
+    ragged = Ragged([5, 0, 1, 30, 2])
+    conv = ShortConv(37, taps, bias)
+    torch.nn.init.normal_(conv.weight)
+    x, window = torch.randn(38, 37), torch.randn(5, 37, taps - 1)
+    y, after = conv(x, window, ragged)
+    exact = None if conv.bias is None else conv.bias.double()
+    want, want_after = short_conv(x.double(), conv.weight[:, 0].double(), exact, window.double(), ragged)
+    assert (y - want).abs().max() < 3e-6 and torch.equal(after.double(), want_after)
+    moved = window[3:4].clone()
+    steps = torch.cat([conv.step(x[6 + t : 7 + t], moved) for t in range(30)])
+    assert torch.equal(steps, y[6:36]) and torch.equal(moved, after[3:4])
+
+
+def raw(tokens, tied):
+    def draw(*shape):
+        return 6 * torch.rand(tokens, *shape) - 3
+
+    b, w = (draw(4), None) if tied else (draw(2, 12), draw(4, 20))
+    return Raw(draw(2, 12), draw(2, 12), draw(4, 20), b, w, draw(2, 12), torch.rand(2), torch.randn(24))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("bound", [None, -5.0])
+def test_gates_and_norms(tied, bound):
+    x, gates = raw(33, tied), Gates(0.3, 2.0, bound)
+    exact = Raw(*(None if t is None else t.double() for t in x))
+    for got, want in zip(fold_gates(x, gates, "numba"), fold_gates(exact, gates, "torch"), strict=True):
+        assert (got - want).abs().max() <= 2e-6 * want.abs().max()
+    gate, weight = torch.randn_like(x.v), torch.randn(20)
+    for kind in ("silu", "sigmoid"):
+        want = gated_norm(x.v.double(), gate.double(), weight.double(), 1e-5, kind, "torch")
+        assert (gated_norm(x.v, gate, weight, 1e-5, kind, "numba") - want).abs().max() < 1e-5
+
+
+def test_elementwise_functions_are_exact_to_rounding_and_keep_what_is_not_finite():
+    x = torch.cat([torch.linspace(-120, 120, 4001), torch.tensor([0.0, -1e-8, 88.5, -88.5, -17.0, -30.0])])
+    for ours, theirs in ((numerics.sigmoid, torch.sigmoid), (numerics.silu, F.silu), (numerics.softplus, F.softplus)):
+        want = theirs(x.double())
+        assert ((ours(x) - want).abs() <= 4e-7 * want.abs() + 1e-36).all(), theirs
+        odd = ours(torch.tensor([math.nan, math.inf, 1.0]))
+        assert odd.isnan().tolist() == [True, False, False]
+    y = torch.randn(9, 37)
+    assert (numerics.silu_times(y, y) - F.silu(y.double()) * y).abs().max() < 1e-5
+    weight = torch.randn(37)
+    want = F.rms_norm(y.double(), (37,), weight.double(), 1e-5)
+    assert (numerics.rms_norm(y, weight, 1e-5) - want).abs().max() < 1e-5
+    assert torch.equal(numerics.rms_norm(y[4:5], weight, 1e-5), numerics.rms_norm(y, weight, 1e-5)[4:5])
+
+
+def test_it_serves_inference_on_a_cpu_and_says_so_otherwise():
+    assert choose(torch.device("cpu")) == "numba" and choose(torch.device("cuda")) != "numba"
+    with torch.enable_grad():
+        assert choose(torch.device("cpu")) == "torch"
+        with pytest.raises(ValueError, match="numba has no gradients"):
+            choose(torch.device("cpu"), "numba")
+    with pytest.raises(ValueError, match="needs a CPU"):
+        choose(torch.device("cuda"), "numba")
