@@ -46,8 +46,8 @@ class HFBackend:
         self.model, self.tokenizer, self.info = model, tokenizer, info
         accepted = inspect.signature(model.forward).parameters
         self._keeps = "logits_to_keep" in accepted
-        # Caches have a name of their own in the state-space models.
-        self._cache = "cache_params" if "cache_params" in accepted else "past_key_values"
+        # `cache` from transformers 5.24 on; before that, state-space models had a name of their own.
+        self._cache = next(name for name in ("cache", "cache_params", "past_key_values") if name in accepted)
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
         """Answer in order; see `evalsuite.types.Backend`."""
