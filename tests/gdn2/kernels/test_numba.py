@@ -131,3 +131,107 @@ def test_it_serves_inference_on_a_cpu_and_says_so_otherwise():
             choose(torch.device("cpu"), "numba")
     with pytest.raises(ValueError, match="needs a CPU"):
         choose(torch.device("cuda"), "numba")
+
+
+def equation(inputs):
+    """The operator in fp64, row by row and head by head, as the definition has it."""
+    x = {name: t if t is None else t.double() for name, t in inputs.tensors.items()}
+    q, k, z, state = x["q"][0], x["k"][0], x["z"][0], x["state"].clone()
+    tokens, heads = z.shape[:2]
+    o = torch.zeros_like(z)
+    bounds = [0, tokens] if inputs.cu_seqlens is None else inputs.cu_seqlens.tolist()
+    for n, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for h in range(heads):
+            s = state[n, h]
+            for t in range(first, last):
+                key = h * q.shape[1] // heads
+                if x["g"] is not None:
+                    g = x["g"][0, t, h * x["g"].shape[2] // heads].exp()
+                    s = s * (g[:, None] if g.ndim else g)
+                kept = z[t, h]
+                if x["e"] is not None:
+                    kept = kept - s.T @ x["e"][0, t, h * x["e"].shape[2] // heads]
+                s = s + torch.outer(k[t, key], kept)
+                o[t, h] = s.T @ q[t, key]
+            state[n, h] = s
+    return o, state
+
+
+@pytest.mark.parametrize("key", [1, 5, 16, 33])
+@pytest.mark.parametrize("value", [1, 15, 64, 70])
+def test_every_width_is_the_equation(key, value):
+    for decay, erase in (("channel", True), ("head", True), ("none", True), ("head", False)):
+        case = Case(21, 2, 4, key, value, decay=decay, erase=erase, lengths=(4, 0, 17), seed=key * value)
+        inputs = draw(case)
+        want, last = equation(inputs)
+        found = run(inputs.to(torch.float32), "numba")
+        assert (found["o"][0] - want).abs().max() <= 1e-5 * want.abs().max().clamp_min(1)
+        assert (found["last"] - last).abs().max() <= 1e-5 * last.abs().max().clamp_min(1)
+
+
+def test_a_bad_value_stays_in_its_sequence_and_head():
+    case = Case(40, heads=2, value_heads=2, lengths=(20, 20))
+    inputs = draw(case).to(torch.float32)
+    clean = run(inputs, "numba")
+    inputs.tensors["k"][0, 5, 0, 3] = math.nan
+    found = run(inputs, "numba")
+    assert found["o"][0, 5:20, 0].isnan().all() and found["last"][0, 0].isnan().any()
+    for name in ("o", "last"):
+        ok = ~found[name].isnan()
+        assert torch.equal(found[name][ok], clean[name][ok])
+    assert not found["o"][0, :5].isnan().any() and not found["o"][0, 20:].isnan().any()
+    assert not found["o"][0, :, 1].isnan().any()
+
+
+def test_inputs_are_left_as_they_are_and_need_not_be_contiguous():
+    inputs = draw(Case(30, heads=2, value_heads=4)).to(torch.float32)
+    want = run(inputs, "numba")
+    copies = {name: t if t is None else t.clone() for name, t in inputs.tensors.items()}
+    run(inputs, "numba")
+    for name, t in inputs.tensors.items():
+        assert t is None or torch.equal(t, copies[name]), name
+        if t is not None:
+            apart = torch.stack([t, t], dim=-1)[..., 0]
+            assert not apart.is_contiguous()
+            inputs.tensors[name] = apart
+    found = run(inputs, "numba")
+    assert all(torch.equal(found[name], want[name]) for name in want)
+
+
+def test_a_pool_in_another_layout_moves_on_too():
+    x = draw(Case(3, heads=2, value_heads=2)).to(torch.float32).tensors
+    rows = {name: x[name][0] for name in "qkezg"}
+    plain = torch.randn(3, 2, 16, 16)
+    odd = torch.stack([plain, plain], -1)[..., 0]
+    want = delta_step(**rows, state=plain)
+    assert torch.equal(delta_step(**rows, state=odd), want) and torch.equal(odd, plain)
+
+
+def test_large_calls_are_shared_between_threads_and_small_ones_are_not(monkeypatch):
+    calls = []
+
+    def loop(x, begin, end):
+        calls.append((begin, end))
+        x[begin:end] += 1
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        x = torch.zeros(7)
+        numba._run(loop, (x,), 7, numba.SHARED_WORK)
+        assert sorted(calls) == [(0, 3), (3, 7)] and torch.equal(x, torch.ones(7))
+        calls.clear()
+        numba._run(loop, (x,), 7, numba.SHARED_WORK - 1)
+        assert calls == [(0, 7)]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_without_numba_torch_serves(monkeypatch):
+    monkeypatch.setattr(numba, "available", lambda: False)
+    assert choose(torch.device("cpu")) == "torch"
+    with pytest.raises(ValueError, match="numba installed"):
+        choose(torch.device("cpu"), "numba")
+    x = torch.randn(5, 7)
+    assert (numerics.silu(x) - F.silu(x)).abs().max() < 1e-6
+    assert (numerics.silu_times(x, x) - F.silu(x) * x).abs().max() < 1e-6
