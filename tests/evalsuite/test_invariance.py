@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evalsuite.types import Generate, LogLikelihood, Rolling
+from gdn2.ragged import Ragged
 
 RECURRENT = ("gdn2", "gdn", "kda", "deltanet", "mamba2", "mamba3-siso", "mamba3-mimo")
 PATTERNS = [(name, name) for name in RECURRENT] + [(name, "window") for name in RECURRENT] + [("gdn2", "full")]
@@ -58,3 +59,37 @@ def check(small, pattern, rng, gpu=False):
     found = small.answers(backend, [asked[i] for i in order])
     assert [found[order.index(i)] for i in range(len(asked))] == alone
     assert all(error is None for *_, error in alone)
+
+
+@pytest.mark.parametrize("pattern", [(name, name) for name in RECURRENT], ids="+".join)
+def test_token_form_and_prefill_of_compiled_loops_differ_by_rounding_at_most(small, pattern):
+    """The loops themselves are the same; the products around them are made of other numbers of rows."""
+    pytest.importorskip("numba")
+    backend = small.make(pattern)
+    model = backend.model
+    assert backend.info.details["identity"]["kernels"] == "numba"
+    ids = torch.randint(1, 64, (150,), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        whole, end = model(ids, Ragged([150]))
+        state = model.new_state(1)
+        steps = torch.cat([model.step(ids[t : t + 1], state) for t in range(150)])
+    assert (steps - whole).abs().max() <= 1e-5 * whole.abs().max()
+    for mine, theirs in zip(state.layers, end.layers, strict=True):
+        for key in mine:
+            scale = theirs[key].abs().max().clamp_min(1)
+            assert (mine[key] - theirs[key]).abs().max() <= 1e-4 * scale, key
+
+
+def test_threads_change_no_bit(small):
+    """Work is cut between threads at sequences and heads, or at blocks of rows."""
+    rng = random.Random(7)
+    asked = draw(small, rng) + [Generate(small.prompt(rng, 300), 5)]
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(small.answers(small.make(("gdn2", "window")), asked))
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
