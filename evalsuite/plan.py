@@ -295,8 +295,8 @@ def _request_digest(request: Request) -> str:
             parts, settings = [prompt], ["generate", max_tokens, stop]
             if decision is not None:
                 settings += [decision.references, decision.need]
-        case LogLikelihood(context, continuation):
-            parts, settings = [context, continuation], ["loglikelihood"]
+        case LogLikelihood(context, continuation, ranked):
+            parts, settings = [context, continuation], ["loglikelihood", *(["ranked"] if ranked else [])]
         case _:
             parts, settings = [request.document], ["rolling", request.window]
     found = hashlib.sha256(json.dumps([settings, [len(part.ids) for part in parts]]).encode())

@@ -82,10 +82,14 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class LogLikelihood:
-    """Sum of log-probabilities of `continuation` after `context`, and whether greedy decoding would produce it."""
+    """Sum of log-probabilities of `continuation` after `context`, and whether greedy decoding would produce it.
+
+    `ranked` also asks for the rank of its least likely token.
+    """
 
     context: Prompt
     continuation: Prompt  # ids without BOS
+    ranked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,7 @@ class Response:
     tokens: int = 0  # generated, or scored
     logprob: float | None = None  # natural log, summed
     greedy: bool | None = None
+    rank: int | None = None  # the largest of the scored tokens' ranks, 1 the most likely; where it was asked for
     ended: Literal["eos", "stop", "length", "decided", "scored", "error"] = "scored"
     truncated: int = 0  # prompt tokens that did not fit the model's window
     latency_s: float = 0.0

@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from evalsuite.backends.decoding import append
 from evalsuite.backends.native import windows
+from evalsuite.backends.reading import ranks
 from evalsuite.types import Generate, Ids, ModelInfo, Request, Response, Rolling, Tokenizer
 from gdn2.checkpoints import Options, hub, native
 from gdn2.checkpoints.safe import check_values, read_json
@@ -71,8 +73,8 @@ class HFBackend:
         if not len(rest):
             return Response(logprob=0.0, greedy=True)
         ids, cut = self._fit([*context, *(int(i) for i in rest[:-1])], 0)
-        logprobs, greedy = self._logprobs(ids, rest)
-        return _scored(logprobs, greedy, cut)
+        logprobs, greedy, rank = self._logprobs(ids, rest, request.ranked)
+        return replace(_scored(logprobs, greedy, cut), rank=rank)
 
     def _generate(self, request: Generate) -> Response:
         ids, cut = self._fit(self._context(request.prompt.ids), request.max_tokens)
@@ -95,12 +97,16 @@ class HFBackend:
         out = self.model(input_ids=tensor, use_cache=True, **{self._cache: past}, **options)
         return out.logits[0, -keep:].float(), getattr(out, self._cache)
 
-    def _logprobs(self, ids: Sequence[int] | Ids, targets: Ids) -> tuple[Tensor, bool]:
-        """Log-probabilities [n] of the n targets after the last n tokens, and whether each is the most likely."""
+    def _logprobs(
+        self, ids: Sequence[int] | Ids, targets: Ids, ranked: bool = False
+    ) -> tuple[Tensor, bool, int | None]:
+        """Log-probabilities [n] of the n targets after the last n tokens, whether each is the most likely, and the
+        largest rank where it is asked for."""
         logits, _ = self._run(ids, None, len(targets))
         wanted = torch.tensor([int(i) for i in targets], device=logits.device)
         found = logits.log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
-        return found.cpu(), bool((logits.argmax(-1) == wanted).all())
+        rank = int(ranks(logits, wanted).max()) if ranked else None
+        return found.cpu(), bool((logits.argmax(-1) == wanted).all()), rank
 
     def _context(self, ids: Ids) -> list[int]:
         return [int(i) for i in ids] if len(ids) else [self._prefix()]
@@ -127,8 +133,6 @@ def _scored(logprobs: Tensor, greedy: bool | None, cut: int) -> Response:
 
 
 def _timed(response: Response, started: float) -> Response:
-    from dataclasses import replace
-
     return replace(response, latency_s=time.monotonic() - started)
 
 

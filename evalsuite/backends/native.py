@@ -18,7 +18,7 @@ import torch
 
 from evalsuite.backends.decoding import Decoding, Generation
 from evalsuite.backends.memory import Shelf, held_budget, raise_if_lost, too_large
-from evalsuite.backends.reading import CHUNK, Held, Job, Reader, Result
+from evalsuite.backends.reading import CHUNK, Held, Job, Reader, Result, first_rank
 from evalsuite.backends.selfcheck import first_bad_part, self_check
 from evalsuite.batching import share
 from evalsuite.types import Generate, Ids, LogLikelihood, ModelInfo, Request, Response, Rolling, Tokenizer
@@ -255,17 +255,19 @@ class _Work:
         self.tokens_asked += max(len(rest) - 1, 0)
         head = [result.last[int(rest[0])].item()] if len(rest) else []
         head_greedy = not len(rest) or result.best == int(rest[0])
+        rank = first_rank(result.last, rest) if request.ranked else None
 
         def done(tail: Result) -> None:
-            self._answer(index, self._scored(ids, [*head, *tail.logprobs], head_greedy and tail.greedy))
+            worst = None if rank is None else max(rank, tail.rank)
+            self._answer(index, self._scored(ids, [*head, *tail.logprobs], head_greedy and tail.greedy, worst))
 
         if len(rest) > 1:
             stepped = len(rest) - 1 <= STEPPED.get(self._backend.device.type, 0)
-            self.reader.push(
-                Job(rest[:-1], result.held, done, partial(self._fail, index), targets=rest[1:], stepped=stepped)
-            )
+            job = Job(rest[:-1], result.held, done, partial(self._fail, index), targets=rest[1:], stepped=stepped)
+            job.ranked = request.ranked
+            self.reader.push(job)
         else:
-            self._answer(index, self._scored(ids, head, head_greedy))
+            self._answer(index, self._scored(ids, head, head_greedy, rank))
 
     def _blame(self, ids: Ids) -> str:
         """Where in the model the values of a failed request stop being finite."""
@@ -273,12 +275,12 @@ class _Work:
         where = first_bad_part(self._backend.model, tokens, self.reader.batch_tokens)
         return f"values that are not finite, first in {where}"
 
-    def _scored(self, ids: Ids, logprobs: list[float], all_greedy: bool | None) -> Response:
+    def _scored(self, ids: Ids, logprobs: list[float], greedy: bool | None, rank: int | None = None) -> Response:
         total = math.fsum(logprobs) if all(map(math.isfinite, logprobs)) else math.nan
         latency = time.monotonic() - self._started
         if math.isnan(total):
             return Response(ended="error", error=self._blame(ids), tokens=len(logprobs), latency_s=latency)
-        return Response(logprob=total, greedy=all_greedy, tokens=len(logprobs), latency_s=latency)
+        return Response(logprob=total, greedy=greedy, rank=rank, tokens=len(logprobs), latency_s=latency)
 
     def _roll(self, index: int, request: Rolling) -> None:
         """Push the windows of a document."""

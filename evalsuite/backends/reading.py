@@ -39,6 +39,7 @@ class Result(NamedTuple):
     best: int  # the most likely of them; -1 where they are not finite or not asked for
     logprobs: list[float]  # of each target
     greedy: bool  # every target was the most likely token
+    rank: int  # the largest rank of a target, 1 where none was ranked
 
 
 @dataclass(eq=False)
@@ -56,8 +57,10 @@ class Job:
     want_last: bool = False
     want_state: bool = False  # keep a copy of the state alone, not the whole batch it was read in
     stepped: bool = False  # read token by token: for a few tokens whose last state nobody wants
+    ranked: bool = False  # find the targets' ranks
     logprobs: list[float] = field(default_factory=list)
     greedy: bool = True
+    rank: int = 1
 
 
 def greedy(logits: Tensor) -> list[int]:
@@ -65,11 +68,23 @@ def greedy(logits: Tensor) -> list[int]:
     return torch.where(torch.isfinite(logits).all(-1), logits.argmax(-1), -1).tolist()
 
 
+def ranks(table: Tensor, targets: Tensor) -> Tensor:
+    """Rank int64 [N] of each target [N] among the log-probabilities [N, V]; equal ones rank by number, as in argmax."""
+    own = table.gather(1, targets[:, None])
+    before = torch.arange(table.shape[1], device=table.device) < targets[:, None]
+    return 1 + ((table > own) | ((table == own) & before)).sum(-1)
+
+
+def first_rank(table: Tensor, ids: Ids) -> int:
+    """Rank of the first of `ids` among the log-probabilities [V]; 1 where there is none."""
+    return int(ranks(table[None], torch.tensor([int(ids[0])], device=table.device))) if len(ids) else 1
+
+
 class _Found(NamedTuple):
     """What one batch found, by row."""
 
     held: list[Held]
-    scores: dict[int, tuple[list[float], bool]]
+    scores: dict[int, tuple[list[float], bool, int]]
     lasts: dict[int, tuple[Tensor, int]]
 
 
@@ -118,12 +133,13 @@ class Reader:
         self.tokens_read += sum(map(len, pieces))
         for row, (job, piece) in enumerate(zip(jobs, pieces, strict=True)):
             if row in found.scores:
-                logprobs, greedy = found.scores[row]
+                logprobs, greedy, rank = found.scores[row]
                 job.logprobs += logprobs
                 job.greedy &= greedy
+                job.rank = max(job.rank, rank)
             if len(piece) == len(job.ids):
                 last, best = found.lasts.get(row, (None, -1))
-                job.done(Result(found.held[row], last, best, job.logprobs, job.greedy))
+                job.done(Result(found.held[row], last, best, job.logprobs, job.greedy, job.rank))
             else:
                 job.ids, job.source = job.ids[len(piece) :], found.held[row]
                 job.targets = None if job.targets is None else job.targets[len(piece) :]
@@ -200,8 +216,8 @@ class Reader:
 
     def _scores(
         self, jobs: Sequence[Job], pieces: Sequence[Ids], hidden: Tensor, ragged: Ragged
-    ) -> dict[int, tuple[list[float], bool]]:
-        """Log-probability of every target of every job, and whether all are the most likely tokens."""
+    ) -> dict[int, tuple[list[float], bool, int]]:
+        """Log-probability of every target of every job, whether all are the most likely tokens, and the worst rank."""
         rows: list[int] = []
         wanted: list[Ids] = []
         for row, (job, piece) in enumerate(zip(jobs, pieces, strict=True)):
@@ -213,18 +229,21 @@ class Reader:
         targets = torch.from_numpy(np.concatenate(wanted).astype(np.int64)).to(self._device)
         values: list[float] = []
         best: list[bool] = []
+        places: list[int] = []
         for at in range(0, len(rows), self.batch_tokens):
             now = targets[at : at + self.batch_tokens]
             index = torch.tensor(rows[at : at + self.batch_tokens], device=self._device)
             table = self.model.logits(hidden[index]).log_softmax(-1)
             values += table.gather(1, now[:, None])[:, 0].tolist()
             best += (table.argmax(-1) == now).tolist()
-        scores: dict[int, tuple[list[float], bool]] = {}
+            if any(job.ranked for job in jobs):
+                places += ranks(table, now).tolist()
+        scores: dict[int, tuple[list[float], bool, int]] = {}
         begin = 0
         for row, (job, piece) in enumerate(zip(jobs, pieces, strict=True)):
             if job.targets is not None:
                 end = begin + len(piece)
-                scores[row] = values[begin:end], all(best[begin:end])
+                scores[row] = values[begin:end], all(best[begin:end]), max(places[begin:end], default=1)
                 begin = end
         return scores
 

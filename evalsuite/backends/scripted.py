@@ -125,4 +125,6 @@ def _likelihood(request: LogLikelihood | Rolling) -> Response:
     parts = [request.document] if isinstance(request, Rolling) else [request.context, request.continuation]
     scored = len(parts[-1].ids)
     digest = hashlib.sha256(b"|".join(part.ids.tobytes() for part in parts)).digest()
-    return Response(tokens=scored, logprob=-scored * (1 + digest[0] / 64), greedy=digest[1] < 128)
+    greedy = digest[1] < 128
+    rank = (1 if greedy else 2 + digest[2]) if isinstance(request, LogLikelihood) and request.ranked else None
+    return Response(tokens=scored, logprob=-scored * (1 + digest[0] / 64), greedy=greedy, rank=rank)
