@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test figures slow gpu clean
+.PHONY: demo test figures page slow gpu clean
 
 demo: $(VENV)/.package
 	$(BIN)/gdn2-eval run --model gdn2-tiny --tasks niah-paper --lengths 256,512,1k,2k --samples 100 --budget 48 --out results
@@ -22,6 +22,10 @@ test: $(VENV)/.dev
 figures: $(VENV)/.package
 	$(BIN)/gdn2-eval plot --runs results/zoo --out results/zoo --format png
 	$(BIN)/gdn2-eval tables --runs results/zoo --published none --out results/zoo/table.md
+
+page: $(VENV)/.dev
+	$(BIN)/gdn2-eval report --runs results/zoo --out results/figures/report.html
+	$(BIN)/python tests/evalsuite/browser.py results/figures/report.html results/zoo/report.png
 
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow and not gpu" -q

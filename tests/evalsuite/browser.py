@@ -1,7 +1,11 @@
-"""A real headless Chromium that a test drives, and that tells what it fetched and complained about."""
+"""A real headless Chromium that a test drives, and that tells what it fetched and complained about.
+
+As a command it takes the README's picture of a page: python tests/evalsuite/browser.py PAGE PNG
+"""
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +27,7 @@ def start():
     options.binary_location = program
     for argument in (
         "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,900",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--host-resolver-rules=MAP * ~NOTFOUND", "--hide-scrollbars",
     ):  # fmt: skip
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
@@ -106,3 +110,20 @@ class Browser:
             "const done = arguments[0]; axe.run().then((found) => done(found.violations.map((rule) =>"
             " [rule.id, ...rule.nodes.map((node) => node.html.slice(0, 200) + ' ' + node.failureSummary)])))"
         )
+
+
+def picture(page, png):
+    """Save what a reader sees who looks at a sample that went wrong, below the maps of depths."""
+    browser = start()
+    browser.open(Path(page).resolve(), width=1320, height=1000)
+    browser.choose("#f-set", browser.js("document.querySelector('#f-set').lastChild.textContent"))
+    browser.choose("#f-score", "wrong (0)")
+    browser.one("#samples-table .tabulator-row:nth-child(2)").click()
+    browser.wait("document.querySelector('#sample mark') !== null")
+    browser.js("document.getElementById('depths').scrollIntoView()")
+    browser.driver.save_screenshot(png)
+    browser.driver.quit()
+
+
+if __name__ == "__main__":
+    picture(*sys.argv[1:])

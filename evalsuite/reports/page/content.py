@@ -29,7 +29,7 @@ from gdn2.errors import DataError
 KEYS = [*CELL, "run"]
 # What is added to a task's name where the records hold several of its question sets.
 _TOLD_APART = {"metric": "", "protocol": "", "task_version": "v", "data": "data "}
-FEW = 10  # samples: fewer in a depth bin are shown faintly
+FEW = 10  # samples: fewer in a depth bin are drawn smaller
 
 
 class Cells:

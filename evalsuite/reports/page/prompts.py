@@ -193,6 +193,7 @@ def _marked(text: str, values: Mapping[str, str]) -> list[Part]:
         if kind is None or found.start() < end:
             continue
         start = max(text.rfind("\n", end, found.start()), text.rfind(". ", end, found.start()) + 1, end - 1) + 1
+        start += len(text[start : found.start()]) - len(text[start : found.start()].lstrip())
         stops = [at for mark in (".", "\n") if (at := text.find(mark, found.end())) >= 0]
         stop = min(stops, default=len(text))
         stop += text[stop : stop + 1] == "."

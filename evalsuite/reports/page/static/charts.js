@@ -63,8 +63,9 @@ function curve(set, cells, width) {
   const chart = Plot.plot({
     className: "chart",
     width,
-    height: 210,
+    height: 200,
     marginLeft: 34,
+    marginTop: 10,
     marginBottom: 30,
     x: {
       type: "log",
@@ -148,20 +149,18 @@ function heat(bins, width) {
   const chart = Plot.plot({
     className: "chart",
     width,
-    height: 44 + 20 * data.depth.bins,
+    height: 30 + 20 * data.depth.bins,
     marginLeft: 34,
-    marginBottom: 30,
+    marginTop: 4,
+    marginBottom: 24,
     padding: 0.02,
     x: { domain: lengths, type: "band", tickFormat: lengthLabel, label: null, tickSize: 0 },
     y: { domain: d3.range(data.depth.bins), type: "band", tickFormat: (bin) => String(bin * step), label: null, tickSize: 0 },
     color: { type: "linear", scheme: "cividis", domain: [0, 100] },
     marks: [
-      Plot.cell(bins, { ...at, fill: "mean", fillOpacity: (item) => (few(item) ? 0.55 : 1) }),
-      Plot.text(bins, {
-        ...at,
-        text: (item) => item.mean.toFixed(0),
-        fill: (item) => (few(item) ? "var(--ink)" : item.mean < 50 ? "white" : "black"),
-      }),
+      Plot.cell(bins, { ...at, filter: (item) => !few(item), fill: "mean" }),
+      Plot.cell(bins, { ...at, filter: few, fill: "mean", inset: 2.5, rx: 3 }),
+      Plot.text(bins, { ...at, text: (item) => item.mean.toFixed(0), fill: (item) => (item.mean < 50 ? "white" : "black") }),
       Plot.tip(bins, Plot.pointer({ ...at, title, lineWidth: 24, maxRadius: 60 })),
     ],
   });
@@ -201,5 +200,5 @@ function setUpDepths() {
   drawn($("depth-panels"), () => panels);
   $("depth-note").textContent =
     "Depth in percent down, context length across, accuracy in percent in the cells. " +
-    `Faint: fewer than ${data.depth.few} samples. A click shows the samples.`;
+    `Smaller: fewer than ${data.depth.few} samples. A click shows the samples.`;
 }
