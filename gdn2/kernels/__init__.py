@@ -18,6 +18,7 @@ from gdn2.kernels import dispatch
 from gdn2.kernels.contract import packed
 from gdn2.kernels.dispatch import Implementation, choose
 from gdn2.kernels.tokens import check_state_dtype
+from gdn2.kernels.watch import WATCHER
 
 __all__ = ["Implementation", "choose", "delta_rule", "delta_step", "delta_tokens"]
 
@@ -57,6 +58,8 @@ def delta_rule(
         raise ValueError(f"state must be [N, Hv, K, V] = {list(shape)}, got {list(state.shape)}")
     run = dispatch.rule(choose(z.device, implementation))
     o, last = run(rows, state.to(dtype), dtype)
+    if (watcher := WATCHER.get()) is not None:
+        watcher.rule(rows, state, last)
     return o.to(z.dtype).reshape(z.shape), last
 
 

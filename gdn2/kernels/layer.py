@@ -17,6 +17,7 @@ from torch import Tensor
 from gdn2 import numerics
 from gdn2.kernels import numba
 from gdn2.kernels.dispatch import Implementation, choose
+from gdn2.kernels.watch import WATCHER
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def fold_gates(raw: Raw, gates: Gates, implementation: Implementation | None = N
             f"b must be [T, heads, K] with w, or [T, Hv] without, got b {list(raw.b.shape)} "
             f"and w {None if raw.w is None else list(raw.w.shape)}"
         )
+    if (watcher := WATCHER.get()) is not None:
+        watcher.gates(*erase_write(raw, gates))
     if choose(raw.q.device, implementation) == "triton":
         from gdn2.kernels.triton import prologue
 
@@ -89,14 +92,23 @@ def _compiled(x: Tensor, implementation: Implementation | None) -> bool:
 def _fold_gates(raw: Raw, gates: Gates) -> Folded:
     q = numerics.l2_norm(raw.q, gates.eps) * gates.scale
     k = numerics.l2_norm(raw.k, gates.eps)
+    b, w = erase_write(raw, gates)
+    return Folded(q, k, b * _spread(k, b.shape[1]), w * raw.v, _decay(raw, gates))
+
+
+def erase_write(raw: Raw, gates: Gates) -> tuple[Tensor, Tensor]:
+    """The gates in e = b * k and z = w * v: b [T, H or Hv, K or 1], at most erase_max, and w [T, Hv, V or 1].
+
+    With one beta a head both are that beta, [T, Hv, 1].
+    """
     b = numerics.sigmoid(raw.b)
     if raw.w is None:
-        b = gates.erase_max * b[..., None]
-        return Folded(q, k, b * _spread(k, b.shape[1]), b * raw.v, _decay(raw, gates))
+        beta = gates.erase_max * b[..., None]
+        return beta, beta
     w = numerics.sigmoid(raw.w)
     b = b.mean(-1, keepdim=True) if gates.mean_erase else b
     w = w.mean(-1, keepdim=True) if gates.mean_write else w
-    return Folded(q, k, gates.erase_max * b * _spread(k, b.shape[1]), w * raw.v, _decay(raw, gates))
+    return gates.erase_max * b, w
 
 
 def _spread(k: Tensor, heads: int) -> Tensor:
