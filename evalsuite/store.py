@@ -326,6 +326,20 @@ def _lock(path: Path, warn: Warn) -> int:
     return descriptor
 
 
+@contextmanager
+def locked(directory: Path, warn: Warn) -> Iterator[None]:
+    """Make `directory` and hold it against other processes. Raises RunLockedError."""
+    with storage(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(directory / "lock", warn)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+        os.close(descriptor)
+
+
 def in_use(directory: Path) -> bool:
     """Whether a process of this host holds the run."""
     try:
