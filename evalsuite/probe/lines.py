@@ -19,7 +19,8 @@ from evalsuite.types import Generate, Ids, Sample, Tokenizer
 
 Followed = Sequence[tuple[Sequence[Head], Follower]]  # the groups of heads, and what became of the needle in each
 
-BLOCK = ("half_life", "half_life_max", "erase", "write", "write_norm", "norm", "rank", "retention")
+BLOCK = ("half_life", "half_life_max", "erase", "write", "write_norm", "norm", "rank", "retention", "survival")
+LOSSES = CHANGES[:2]  # what takes from the survival
 MOMENT = ("norm", "kept", "erase", "write", "overlap")
 
 
@@ -34,13 +35,15 @@ def measured(sample: Sample, needle: Needle, block: int, followed: Followed, tok
         "needle": {"start": at.start, "stop": at.stop, "texts": list(needle.texts), "roles": list(needle.roles)},
         "ends": [*range(block, len(ids), block), len(ids)],
         **_fields(blocks, BLOCK, followed),
-        "change": _changes(blocks),
+        "change": _changes(blocks, "change", CHANGES),
+        "loss": _changes(blocks, "loss", LOSSES),
         "read_norm": numbers(torch.cat([f.read_norm for _, f in followed], -1)),
         "asked": numbers(torch.cat([f.asked() for _, f in followed], -1)),
         "window": {
             "start": followed[0][1].window.start,
             **_fields(moments, MOMENT, followed),
-            "change": _changes(moments),
+            "change": _changes(moments, "change", CHANGES),
+            "loss": _changes(moments, "loss", LOSSES),
         },
         "worst": _worst(followed, ids, tokenizer),
         "drift": max(f.drift for _, f in followed),
@@ -78,9 +81,10 @@ def _filled(values: Tensor | None, heads: int) -> Tensor:
     return torch.full((heads,), torch.nan, dtype=torch.float64) if values is None else values
 
 
-def _changes(groups: Sequence[Sequence[Block] | Sequence[Moment]]) -> dict[str, Any]:
-    whole = torch.cat([torch.stack([one.change for one in group]) for group in groups], -1)  # [E or W, 3, G]
-    return {name: numbers(whole[:, i]) for i, name in enumerate(CHANGES)}
+def _changes(groups: Sequence[Sequence[Block] | Sequence[Moment]], field: str, names: Sequence[str]) -> dict[str, Any]:
+    """The parts of a change by their names, [E or W, G] each."""
+    whole = torch.cat([torch.stack([getattr(one, field) for one in group]) for group in groups], -1)
+    return {name: numbers(whole[:, i]) for i, name in enumerate(names)}
 
 
 def _worst(followed: Followed, ids: Ids, tokenizer: Tokenizer) -> list[dict[str, Any]]:

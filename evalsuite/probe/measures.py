@@ -11,8 +11,14 @@ and the operator's S_t = D_t S_{t-1} - k_t (e_t^T D_t S_{t-1}) + k_t z_t^T split
     erase   -(k_p . k_t) (e_t^T D_t S_{t-1} r_p) / |r_p|^2
     write   +(k_p . k_t) (z_t . r_p) / |r_p|^2
 
-The last two are interference: nothing where the later key is orthogonal to k_p. Only u_p = S_t r_p / |r_p|^2 is needed,
-which follows the same recurrence with V = 1, so the state itself is looked at in pieces and memory does not grow.
+The last two are interference: nothing where the later key is orthogonal to k_p. Later writes may also add to what r_p
+says (a haystack that repeats itself refills it), so the write's own share is followed apart: what is left of k_p z_p^T
+is x_t z_p^T with x_p = k_p and x_t = (1 - k_t e_t^T) D_t x_{t-1}, and its survival
+
+    sigma_p(t) = k_p . x_t / |k_p|^2,           sigma_p(p) = 1,
+
+is lost to decay and to erasing alone. Only x_t and u_p = S_t r_p / |r_p|^2 are needed, which follow the same recurrence
+with V = 1, so the state itself is looked at in pieces and memory does not grow.
 
 Axes: T tokens of a piece, R rows a token, G heads of all layers of one shape, K key width, V value width, N needle
 tokens. A token of several rows has the last one's key.
@@ -79,7 +85,9 @@ class Block(NamedTuple):
     norm: Tensor  # |S| at the block's end (Frobenius)
     rank: Tensor  # effective rank of S there
     retention: Tensor  # of each needle token there [N, G]; NaN before it is written
+    survival: Tensor  # the same
     change: Tensor  # of the retention over the block, mean over the value's tokens [3, G]; see CHANGES
+    loss: Tensor  # of the survival, likewise; nothing by writes
 
 
 class Moment(NamedTuple):
@@ -90,6 +98,7 @@ class Moment(NamedTuple):
     erase: Tensor | None
     write: Tensor | None
     change: Tensor  # of the retention, mean over the value's tokens [3, G]
+    loss: Tensor  # of the survival
     overlap: Tensor  # |k_t . k_p|, largest over the value's tokens written before
 
 
@@ -125,7 +134,7 @@ class Follower:
     @property
     def read_norm(self) -> Tensor:
         """|r_p| of each needle token [N, G]."""
-        return (self._reads * self._reads).sum(1).rsqrt().T.cpu()
+        return (self._reads * self._reads).sum(1).rsqrt().nan_to_num().T.cpu()
 
     def asked(self) -> Tensor:
         """Cosine of what the last token reads in each head, S_T^T q_T, and r_p: [N, G]."""
@@ -141,24 +150,26 @@ class Follower:
         near = start < self.window.stop and stop > self.window.start
         norms, born = self._states(start, piece) if near else ({}, {})
         changes, overlap = self._changes(start, piece, born)
-        mean = changes[..., self.value].mean(-1)  # [T, 3, G]
+        mean = changes.unflatten(-1, (2, -1))[..., self.value].mean(-1).movedim(-1, 0)  # [2, T, 3, G]
         largest = overlap[..., self.value].amax(-1)  # [T, G]
-        self._remember(start, mean, largest)
+        self._remember(start, mean[0], largest)
         self._near(start, piece, norms, mean, largest)
         self._count(piece, mean)
-        own = (self._keys * (piece.after @ self._reads)).sum(1)
-        self.drift = max(self.drift, (own - self._rho).abs().nan_to_num().max().item())
+        n = len(self.needle)
+        own = (self._keys[..., :n] * (piece.after @ self._reads)).sum(1)
+        self.drift = max(self.drift, (own - self._rho[:, :n]).abs().nan_to_num().max().item())
         self._last = piece
 
     def close(self) -> None:
         """End the block made up of the pieces read since the last call."""
         mean = {name: total / self._tokens for name, total in self._sums.items()}
-        after, rho = self._last.after, torch.where(self._written, self._rho, math.nan)
+        after = self._last.after
+        retention, survival = torch.where(self._written, self._rho.unflatten(1, (2, -1)), math.nan).permute(1, 2, 0)
         lives = half_life(mean["g"]) if "g" in mean else None
         block = Block(
             None if lives is None else lives.median(-1).values, None if lives is None else lives.amax(-1),
             mean.get("erase"), mean.get("write"), mean["write_norm"], after.flatten(1).norm(dim=1),
-            effective_rank(after), rho.T, self._sums["change"],
+            effective_rank(after), retention, survival, *self._sums["change"],
         )  # fmt: skip
         self.blocks.append(Block(*(None if x is None else x.cpu() for x in block)))  # type: ignore[arg-type]
         self._sums, self._tokens = {}, 0
@@ -166,13 +177,14 @@ class Follower:
     def _begin(self, state: Tensor) -> None:
         heads, width, values = state.shape
         n = len(self.needle)
-        self._keys, self._u = state.new_zeros(heads, width, n), state.new_zeros(heads, width, n)
         self._reads = state.new_zeros(heads, values, n)  # r_p / |r_p|^2
-        self._rho = state.new_zeros(heads, n)
+        # Two columns a needle token: k_p and u_p, whose product is rho; k_p / |k_p|^2 and x_t, whose product is sigma.
+        self._keys, self._u = state.new_zeros(heads, width, 2 * n), state.new_zeros(heads, width, 2 * n)
+        self._rho = state.new_zeros(heads, 2 * n)
         self._written = torch.zeros(n, dtype=torch.bool, device=state.device)
 
     def _states(self, start: int, piece: Tokens) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """|S_t| [G] at the positions of the window, and S_p r_p / |r_p|^2 [G, K] at those of the needle.
+        """|S_t| [G] at the positions of the window, and u_p, x_p [G, K, 2] at those of the needle.
 
         Sets the keys and read-outs of the needle's tokens.
         """
@@ -190,22 +202,23 @@ class Follower:
                 n = self.needle.index(start + t)
                 key = piece.k[t, -1]
                 read = (key[:, None] @ state)[:, 0]
-                self._keys[..., n] = key
                 self._reads[..., n] = read / (read * read).sum(-1, keepdim=True)  # NaN where nothing is read
-                born[start + t] = (state @ self._reads[..., n, None])[..., 0]
+                self._keys[..., n :: len(self.needle)] = torch.stack([key, key / (key * key).sum(-1, keepdim=True)], -1)
+                born[start + t] = torch.stack([(state @ self._reads[..., n, None])[..., 0], key], -1)
         return norms, born
 
     def _changes(self, start: int, piece: Tokens, born: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
-        """Changes of the retention [T, 3, G, N] and |k_t . k_p| [T, G, N] by tokens after p. `_u`, `_rho` move on."""
+        """Changes of retention and survival [T, 3, G, 2 N] and |k_t . k_p| [T, G, N]. `_u` and `_rho` move on."""
         count, device = len(piece.k), piece.k.device
         changes = self._rho.new_zeros(count, 3, *self._rho.shape)
         position = torch.arange(start, start + count, device=device)
         later = position[:, None] > torch.tensor(list(self.needle), device=device)  # [T, N]
         if not born and not later.any():
-            return changes, changes[:, 0]
+            return changes, changes[:, 0, :, : len(self.needle)]
         later = later[:, None, None]  # [T, 1, 1, N]
-        overlap = torch.where(later, torch.einsum("trgk,gkn->trgn", piece.k, self._keys), 0.0)
+        overlap = torch.where(later.repeat(1, 1, 1, 2), torch.einsum("trgk,gkn->trgn", piece.k, self._keys), 0.0)
         wrote = torch.where(later, torch.einsum("trgv,gvn->trgn", piece.z, self._reads), 0.0)
+        wrote = torch.cat([wrote, torch.zeros_like(wrote)], -1)
         changes[:, 2] = (overlap * wrote).sum(1)
         u, rho = self._u, self._rho
         for t in range(count):
@@ -223,11 +236,12 @@ class Follower:
             rho = held + changes[t, 1] + changes[t, 2]
             if start + t in born:
                 n = self.needle.index(start + t)
-                u[..., n] = born[start + t]
-                rho[:, n] = (self._keys[..., n] * u[..., n]).sum(1)  # 1, or NaN where nothing is read
+                columns = slice(n, None, len(self.needle))
+                u[..., columns] = born[start + t]
+                rho[:, columns] = (self._keys[..., columns] * u[..., columns]).sum(1)  # 1; NaN where nothing is read
                 self._written[n] = True
         self._u, self._rho = u, rho
-        return changes, overlap.abs().amax(1)
+        return changes, overlap[..., : len(self.needle)].abs().amax(1)
 
     def _remember(self, start: int, mean: Tensor, overlap: Tensor) -> None:
         """Keep the most damaging writes so far."""
@@ -247,13 +261,13 @@ class Follower:
             moment = Moment(
                 norm, None if piece.g is None else piece.g[t].exp().mean(-1),
                 None if piece.erase is None else piece.erase[t], None if piece.write is None else piece.write[t],
-                mean[t], overlap[t],
+                *mean[:, t], overlap[t],
             )  # fmt: skip
             self.moments.append(Moment(*(None if x is None else x.cpu() for x in moment)))  # type: ignore[arg-type]
 
     def _count(self, piece: Tokens, mean: Tensor) -> None:
         keys, values = (torch.einsum("trgx,tsgx->tgrs", x, x) for x in (piece.k, piece.z))
-        found = {"write_norm": (keys * values).sum((-1, -2)).clamp_min(0).sqrt().sum(0), "change": mean.sum(0)}
+        found = {"write_norm": (keys * values).sum((-1, -2)).clamp_min(0).sqrt().sum(0), "change": mean.sum(1)}
         for name, gate in (("g", piece.g), ("erase", piece.erase), ("write", piece.write)):
             if gate is not None:
                 found[name] = gate.sum(0)
@@ -264,7 +278,7 @@ class Follower:
 
 def half_life(g: Tensor) -> Tensor:
     """Tokens after which a log-decay of `g` a token leaves half; inf where nothing decays."""
-    return math.log(2) / -g
+    return math.log(2) / g.abs()
 
 
 def effective_rank(state: Tensor) -> Tensor:

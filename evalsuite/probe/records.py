@@ -38,9 +38,8 @@ class Probe:
         return [(str(layer), str(mixer), int(head)) for layer, mixer, head in self.settings["heads"]]
 
     @property
-    def name(self) -> str:
-        """Model, task and length, for people."""
-        return f"{self.settings['model']['name']} {self.settings['task']} {self.settings['length']}"
+    def model(self) -> str:
+        return str(self.settings["model"].get("name"))
 
 
 def array(values: object) -> np.ndarray[Any, Any]:
@@ -109,6 +108,14 @@ def lines(directory: Path, warn: Warn) -> Iterator[dict[str, Any]]:
 def load(directory: Path, warn: Warn) -> Probe:
     """Read a probe. Raises DataError where there is none, or where it is damaged or of a later version."""
     return Probe(directory, _settings(directory / SETTINGS), list(lines(directory, warn)))
+
+
+def beside(probe: Probe, warn: Warn) -> list[Probe]:
+    """All probes in the directory that holds `probe`, by model, task and length; it is one of them."""
+    there = probe.directory.parent
+    others = [path.parent for path in there.glob(f"*/{SETTINGS}") if path.parent != probe.directory]
+    found = [probe, *(load(path, warn) for path in others)]
+    return sorted((p for p in found if p.samples), key=lambda p: (p.model, p.settings["task"], p.settings["length"]))
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from evalsuite.backends.native import NativeBackend
 from evalsuite.backends.observing import Head
 from evalsuite.interrupt import Signals
 from evalsuite.names import slug
-from evalsuite.plan import Ask, Cell, Entry, make_plan
+from evalsuite.plan import Ask, Cell, Entry, check_profile, make_plan
 from evalsuite.probe import needle as needles
 from evalsuite.probe import records
 from evalsuite.probe.lines import measured
@@ -24,7 +24,6 @@ from evalsuite.progress import Progress
 from evalsuite.runner import score
 from evalsuite.store import Warn, locked
 from evalsuite.types import Backend, Generate, Sample, Task
-from gdn2.errors import UserError
 
 TOGETHER = 16  # samples answered at once
 BLOCKS = 64  # of a prompt that fills its window
@@ -55,14 +54,12 @@ class Outcome:
 def probe(backend: Backend, asked: Asked, warn: Warn, status: Callable[[str], None], progress: Progress) -> Outcome:
     """Probe what is not yet in the probe's directory. Safe to kill.
 
-    Raises UserError for a model without a recurrent state, or a task without lengths or needles.
+    Raises UserError for a model without a recurrent state, or a task whose prompts hide no needle.
     """
     watched = observing.watchable(backend)
-    length = asked.ask.lengths[0]
-    block = asked.block or -(-length // (64 * BLOCKS)) * 64
-    if not asked.task.has_lengths:
-        raise UserError(f"task {asked.task.name} hides no needle in its prompts; RULER's niah tasks do")
+    block = asked.block or -(-asked.ask.lengths[0] // (64 * BLOCKS)) * 64
     observing.check_block(block)
+    check_profile([asked.task], asked.ask.profile)
     (cell,) = make_plan(watched, [asked.task], asked.ask).cells
     needles.check(cell.samples()[0], asked.task.name)
     groups = observing.heads(watched)

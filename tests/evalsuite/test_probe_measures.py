@@ -55,7 +55,7 @@ class Brute:
         self.rows_k, self.rank = k, rank
         self.write_norm = [np.linalg.norm(self.states[t + 1] - erased[t]) for t in range(self.count)]
         self.decay = None if g is None else -np.stack([g[i::rank] for i in range(rank)]).sum(0)  # [T, K] or [T]
-        self.q = q[rank - 1 :: rank]
+        self.q, self.e = q[rank - 1 :: rank], e
 
     def overlap(self, state, p):
         """(S^T k_p) . r_p / |r_p|^2."""
@@ -64,6 +64,18 @@ class Brute:
 
     def retention(self, p, t):
         return self.overlap(self.states[t + 1], p)
+
+    def survival(self, p):
+        """k_p . x_t / |k_p|^2 after every token, and its changes by decay and erase."""
+        x, key = self.keys[p], self.keys[p]
+        out, parts = {p: 1.0}, {}
+        for t in range(p + 1, self.count):
+            decayed = x if self.decay is None else np.exp(-self.decay[t]) * x
+            e = None if self.e is None else self.e[t]
+            after = decayed if e is None else decayed - self.keys[t] * (e @ decayed)
+            parts[t] = [key @ (b - a) / (key @ key) for a, b in ((x, decayed), (decayed, after))]
+            x, out[t] = after, key @ after / (key @ key)
+        return out, parts
 
     def change(self, p, t):
         """Decay, erase and write of token t > p."""
@@ -105,6 +117,21 @@ def test_retention_and_read_outs(case):
         answer = brute.states[-1].T @ brute.q[-1]
         cosines = [answer @ r / np.linalg.norm(answer) / np.linalg.norm(r) for r in reads]
         assert follower.asked()[:, g].tolist() == pytest.approx(cosines, abs=1e-9)
+
+
+def test_survival_of_the_write_alone(case):
+    _, follower, brutes, _ = case
+    for g, brute in enumerate(brutes):
+        found = [brute.survival(p) for p in NEEDLE]
+        for end, block in zip([64, 128, 192, 210], follower.blocks, strict=True):
+            wanted = [out[end - 1] if end > p else math.nan for p, (out, _) in zip(NEEDLE, found, strict=True)]
+            assert block.survival[:, g].tolist() == pytest.approx(wanted, rel=1e-8, nan_ok=True)
+        lost = np.sum([part for n in VALUE for part in found[n][1].values()], 0) / len(VALUE)
+        assert sum(block.loss[:2, g] for block in follower.blocks).tolist() == pytest.approx(lost, rel=1e-8)
+        near = [part for n in VALUE for t, part in found[n][1].items() if t in WINDOW]
+        total = np.sum(near, 0) / len(VALUE)
+        assert sum(moment.loss[:2, g] for moment in follower.moments).tolist() == pytest.approx(total, rel=1e-8)
+        assert not any(block.loss[2].any() for block in follower.blocks)
 
 
 def test_changes_add_up_and_are_those_of_the_loop(case):
@@ -226,7 +253,7 @@ def test_one_write_then_pure_decay_has_the_decays_half_life():
     assert block.half_life.tolist() == block.half_life_max.tolist() == pytest.approx([life])
     curve = 1 + torch.stack([moment.change[:, 0] for moment in follower.moments]).cumsum(0)[:, 0]
     assert curve[[10, 20, 30, 40]].tolist() == pytest.approx([1 / 2, 1 / 4, 1 / 8, 1 / 16])
-    assert block.retention.item() == pytest.approx(1 / 16)
+    assert block.retention.item() == pytest.approx(1 / 16) == block.survival.item()
     assert block.change[:, 0].tolist() == pytest.approx([1 / 16 - 1, 0, 0]) and follower.worst == []
     assert follower.read_norm.item() == pytest.approx(math.sqrt(14))
 
@@ -251,6 +278,9 @@ def test_a_second_write_under_the_same_key_takes_the_place_of_the_first():
     assert half.blocks[0].retention.item() == 0.5 and half.worst[0].damage == 0.5
     kept = alone(made(k=k, z=z))  # nothing is erased: the second stands beside the first
     assert kept.blocks[0].retention.item() == 1 and kept.worst == []
+    again = alone(made(k=k, z=z[[0, 1, 0, 3]], e=k))  # the same value again: what is read stays, the first write goes
+    assert again.blocks[0].retention.item() == 1 and again.blocks[0].survival.item() == 0
+    assert again.blocks[0].change[:, 0].tolist() == [0, -1, 1] and again.worst == []
 
 
 def test_what_reads_nothing_has_no_retention():
