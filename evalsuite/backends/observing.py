@@ -98,7 +98,7 @@ def _tokens(seen: Observed) -> Tokens:
     value_heads = rows.z.shape[1]
 
     def by_token(x: Tensor) -> Tensor:
-        return x.unflatten(0, (-1, rows.rank))
+        return x.reshape(-1, rows.rank, *x.shape[1:])
 
     def gate(x: Tensor | None) -> Tensor | None:
         if x is None:

@@ -67,6 +67,8 @@ def add(app: typer.Typer, echo: Echo, echo_table: EchoTable, warn: Echo, find: C
         progress = Bar() if sys.stderr.isatty() else Lines(status)
         outcome = run.probe(backend, asked, warn, status, progress)
         found = records.load(outcome.directory, warn)
+        if not found.samples:
+            return 5
         for header, rows in (summary.table(found), summary.worst(found)):
             echo_table(header, rows)
             echo("")

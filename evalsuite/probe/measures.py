@@ -134,7 +134,8 @@ class Follower:
     @property
     def read_norm(self) -> Tensor:
         """|r_p| of each needle token [N, G]."""
-        return (self._reads * self._reads).sum(1).rsqrt().nan_to_num().T.cpu()
+        sizes: Tensor = (self._reads * self._reads).sum(1).rsqrt()
+        return sizes.nan_to_num().T.cpu()
 
     def asked(self) -> Tensor:
         """Cosine of what the last token reads in each head, S_T^T q_T, and r_p: [N, G]."""
@@ -261,7 +262,7 @@ class Follower:
             moment = Moment(
                 norm, None if piece.g is None else piece.g[t].exp().mean(-1),
                 None if piece.erase is None else piece.erase[t], None if piece.write is None else piece.write[t],
-                *mean[:, t], overlap[t],
+                mean[0, t], mean[1, t], overlap[t],
             )  # fmt: skip
             self.moments.append(Moment(*(None if x is None else x.cpu() for x in moment)))  # type: ignore[arg-type]
 

@@ -148,7 +148,7 @@ def _retention(probe: Probe) -> Figure:
 
 
 def _heads(probe: Probe) -> Figure:
-    """Layers by heads: half-life, and what the prompt's end has left of the needle."""
+    """Layers by heads: half-life, what the prompt's end has left of the needle, and whether it asks for it."""
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.figure import Figure
 
@@ -162,6 +162,7 @@ def _heads(probe: Probe) -> Figure:
         for part, *_ in _parts(probe.samples):
             values = np.array([getattr(head, f"{name}_{part}") for head in found])
             panels.append((f"{label}, {part}", values, Normalize(0, 1)))
+    panels.append(("asked", np.array([head.asked for head in found]), Normalize(0, 1)))
     layers = list(_layers(probe).items())
     across = min(len(panels), 3)
     down = math.ceil(len(panels) / across)
@@ -193,7 +194,9 @@ def _map(ax: Axes, layers: Sequence[tuple[tuple[str, str], list[int]]], values: 
         for (y, x), shown in np.ndenumerate(grid):
             if not np.isnan(shown):
                 ink = "white" if norm(shown) < 0.5 else "black"
-                text = f"{shown:.0f}" if shown >= 10 else f"{shown:.1f}" if shown >= 1 else f"{shown:.2f}"
+                text = (
+                    f"{shown:.0f}" if shown >= 10 else f"{shown:.1f}" if shown >= 1 else f"{round(shown, 2) + 0.0:.2f}"
+                )
                 ax.text(x, y, text, ha="center", va="center", fontsize=6, color=ink)
     ax.grid(False)
     every = math.ceil(len(layers) / 12)
@@ -241,11 +244,13 @@ def _surroundings(axes: Sequence[Axes], sample: Sample, head: int) -> None:
     after = x >= values[-1]
     losses = {name: array(window["loss"][name])[:, head].cumsum() for name in LOSSES}
     changes = [array(window["change"][name])[:, head].cumsum() for name in CHANGES]
-    axes[2].plot(x[after], 1 + sum(changes)[after], color="C4", label="retention")
-    axes[2].plot(x[after], 1 + sum(losses.values())[after], color="C0", linestyle=DASHES[1], label="survival")
+    axes[2].plot(x[after], 1 + np.sum(changes, axis=0)[after], color="C4", label="retention")
+    axes[2].plot(
+        x[after], 1 + np.sum(list(losses.values()), axis=0)[after], color="C0", linestyle=DASHES[1], label="survival"
+    )
     for i, (name, total) in enumerate(losses.items()):
         if total.any():
-            look = {"color": COLOURS[name], "linestyle": DASHES[i + 2], "linewidth": 1}
+            look: dict[str, Any] = {"color": COLOURS[name], "linestyle": DASHES[i + 2], "linewidth": 1}
             axes[2].plot(x[after], total[after], label=f"lost by {name}", **look)
     axes[2].axhline(0, color="0.5", linewidth=0.5)
 

@@ -15,7 +15,7 @@ from evalsuite.backends.native import NativeBackend
 from evalsuite.backends.observing import Head
 from evalsuite.interrupt import Signals
 from evalsuite.names import slug
-from evalsuite.plan import Ask, Cell, Entry, check_profile, make_plan
+from evalsuite.plan import Ask, Cell, Entry, check_profile, make_plan, option_digest
 from evalsuite.probe import needle as needles
 from evalsuite.probe import records
 from evalsuite.probe.lines import measured
@@ -69,24 +69,21 @@ def probe(backend: Backend, asked: Asked, warn: Warn, status: Callable[[str], No
         records.repair(directory, warn)
         records.begin(directory, settings)
         stored = {sample["key"] for sample in records.lines(directory, warn)}
-        todo = [
-            (entry, sample)
-            for entry, sample in zip(cell.entries, cell.samples(), strict=True)
-            if entry.key not in stored
-        ]
+        both = zip(cell.entries, cell.samples(), strict=True)
+        todo = [(entry, sample) for entry, sample in both if entry.key not in stored]
         status(f"samples go to {directory}")
-        failed = 0
         progress.start(len(todo), sum(entry.tokens for entry, _ in todo))
+        failed = 0
         try:
             with Signals() as signals:
-                for entry, sample, line in _probed(watched, cell, todo, block, groups):
-                    if isinstance(line, str):
-                        warn(f"sample {sample.id} failed: {line}")
+                for entry, sample, found in _probed(watched, cell, todo, block, groups):
+                    if isinstance(found, str):
+                        warn(f"sample {sample.id} failed: {found}")
                         failed += 1
                     else:
                         with signals.held():
-                            records.append(directory, line)
-                    progress.advance(entry.tokens, isinstance(line, str))
+                            records.append(directory, found)
+                    progress.advance(entry.tokens, isinstance(found, str))
         finally:
             progress.close()
     return Outcome(directory, len(cell.entries) - len(todo), len(todo) - failed, failed)
@@ -105,7 +102,7 @@ def _settings(
         "protocol": setting.protocol,
         "length": setting.length,
         "seed": setting.seed,
-        "options": dict(setting.options),
+        "options": {name: option_digest(value) for name, value in sorted(setting.options.items())},
         "data": cell.data,
         "block": block,
     }

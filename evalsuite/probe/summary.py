@@ -69,8 +69,8 @@ def near_curve(sample: Sample, name: str) -> tuple[list[int], Floats]:
     window = sample["window"]
     at = sample["needle"]["stop"] - 1 - window["start"]
     parts = window["change" if name == "retention" else "loss"]
-    curve = 1 + sum(array(part).cumsum(0) for part in parts.values())[at:]
-    return list(range(len(curve))), np.asarray(curve)
+    curve = 1 + np.sum([array(part).cumsum(0) for part in parts.values()], axis=0)[at:]
+    return list(range(len(curve))), curve
 
 
 def left(samples: Sequence[Sample], name: str, heads: int) -> Floats:
@@ -101,7 +101,18 @@ def heads(probe: Probe) -> list[Head]:
 def table(probe: Probe) -> tuple[Sequence[str], list[tuple[object, ...]]]:
     """Header and rows of the terminal's table: a row a head, or a row a layer where there are many."""
     found = heads(probe)
-    header = ("layer", "mixer", "head", "half-life", "erase", "write", "norm", "rank", "hits keep", "misses keep")
+    header: tuple[str, ...] = (
+        "layer",
+        "mixer",
+        "head",
+        "half-life",
+        "erase",
+        "write",
+        "norm",
+        "rank",
+        "hits keep",
+        "misses keep",
+    )
     header += ("hits' own", "misses' own", "by decay", "by erase", "asked")
     if len(found) > MOST_ROWS:
         layers: dict[tuple[str, str], list[Head]] = {}
@@ -133,7 +144,18 @@ def worst(probe: Probe) -> tuple[Sequence[str], list[tuple[object, ...]]]:
     """The most damaging writes of all samples."""
     found = [(write, sample) for sample in probe.samples for write in sample["worst"]]
     found.sort(key=lambda pair: -pair[0]["damage"])
-    header = ("sample", "token", "after", "text", "layer", "head", "damage", "erase", "write", "overlap")
+    header: tuple[str, ...] = (
+        "sample",
+        "token",
+        "after",
+        "text",
+        "layer",
+        "head",
+        "damage",
+        "erase",
+        "write",
+        "overlap",
+    )
     return header, [
         (
             s["sample_id"], w["token"], w["token"] - s["needle"]["stop"] + 1, repr(w["text"]), w["layer"], w["head"],
@@ -146,4 +168,4 @@ def worst(probe: Probe) -> tuple[Sequence[str], list[tuple[object, ...]]]:
 def _shown(x: float) -> str:
     if np.isnan(x):
         return "-"
-    return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}" if abs(x) >= 1 else f"{x:.2f}"
+    return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}" if abs(x) >= 1 else f"{round(x, 2) + 0.0:.2f}"
