@@ -39,6 +39,8 @@ SURFACE = {
     "plan": "--detect --samples --power --tests",
     "plot": "--runs --out --format",
     "report": "--runs --out --prompts",
+    "probe": "--model --task --length --samples --out --block --profile --haystack --haystack-offset --budget --seed "
+    "--device --dtype --format --allow-pickle-weights --allow-bad-values --set --tokenizer --bos --offline",
     "train": "config --out --preset --device",
     "doctor": "--compile --target --only",
     "bench kernels": "--ops --mixers --only --peer-shapes --rounds --device --out",

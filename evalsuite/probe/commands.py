@@ -6,15 +6,18 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from evalsuite import options as opt
 from evalsuite.names import quoted, refuse_unusable, suggest, task_options
-from evalsuite.types import Task
 from gdn2.errors import UserError
 
+if TYPE_CHECKING:
+    from evalsuite.types import Task
+
+FindTasks = Callable[[str], "Sequence[Task]"]
 Echo = Callable[..., None]  # a text, and whether it is for standard error
 EchoTable = Callable[[Sequence[str], Sequence[Sequence[object]]], None]
 
@@ -32,8 +35,8 @@ KINDS = ("png", "svg", "pdf")
 LENT = ("echo", "echo_table", "warn", "find")  # what the command's function sees of `add`
 
 
-def add(app: typer.Typer, echo: Echo, echo_table: EchoTable, warn: Echo, find: Callable[[str], Task]) -> None:
-    """Register the command with `app`; `find` returns the task of a name."""
+def add(app: typer.Typer, echo: Echo, echo_table: EchoTable, warn: Echo, find: FindTasks) -> None:
+    """Register the command with `app`; `find` returns the tasks of a list of names."""
 
     @app.command()
     def probe(
@@ -61,20 +64,23 @@ def add(app: typer.Typer, echo: Echo, echo_table: EchoTable, warn: Echo, find: C
         if len(lengths) > 1:
             raise UserError(f"length {quoted(length)} is more than one: a probe looks at one")
         ask = Ask(lengths, samples, profile, seed, task_options(passed))
-        asked = run.Asked(find(task), ask, block, out, passed)
+        found, *others = find(task)
+        if others:
+            raise UserError(f"task {quoted(task)} is {1 + len(others)} tasks: a probe looks at one")
+        asked = run.Asked(found, ask, block, out, passed)
         check_writable(out)
         backend = backends.load(model, device=device, dtype=dtype, given=passed)
         progress = Bar() if sys.stderr.isatty() else Lines(status)
         outcome = run.probe(backend, asked, warn, status, progress)
-        found = records.load(outcome.directory, warn)
-        if not found.samples:
+        read = records.load(outcome.directory, warn)
+        if not read.samples:
             return 5
-        for header, rows in (summary.table(found), summary.worst(found)):
+        for header, rows in (summary.table(read), summary.worst(read)):
             echo_table(header, rows)
             echo("")
-        for line in summary.notes(found):
+        for line in summary.notes(read):
             echo(line)
-        for path in [*plots.draw(found, kinds), *plots.compare(records.beside(found, warn), kinds)]:
+        for path in [*plots.draw(read, kinds), *plots.compare(records.beside(read, warn), kinds)]:
             echo(f"wrote {path}")
         return 5 if outcome.failed else 0
 

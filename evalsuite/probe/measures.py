@@ -135,13 +135,14 @@ class Follower:
     def read_norm(self) -> Tensor:
         """|r_p| of each needle token [N, G]."""
         sizes: Tensor = (self._reads * self._reads).sum(1).rsqrt()
-        return sizes.nan_to_num().T.cpu()
+        return torch.nan_to_num(sizes).T.cpu()
 
     def asked(self) -> Tensor:
         """Cosine of what the last token reads in each head, S_T^T q_T, and r_p: [N, G]."""
         answer = (self._last.q[-1, :, None] @ self._last.after)[:, 0]  # [G, V]
         product = (answer[..., None] * self._reads).sum(1)
-        return (product / (answer.norm(dim=-1, keepdim=True) * self._reads.norm(dim=1))).T.cpu()
+        cosine: Tensor = product / (answer.norm(dim=-1, keepdim=True) * self._reads.norm(dim=1))
+        return cosine.T.cpu()
 
     def read(self, start: int, piece: Tokens) -> None:
         """Take the next piece, whose first token has position `start`."""

@@ -19,7 +19,7 @@ from evalsuite.probe.records import Probe, array
 from evalsuite.probe.summary import Floats, Sample
 from evalsuite.reports import escape
 from evalsuite.reports.cells import length_label
-from evalsuite.reports.plots import DASHES, MARKERS, PANEL, save, style
+from evalsuite.reports.drawing import DASHES, MARKERS, PANEL, save, style
 from evalsuite.stats.intervals import bootstrap
 
 if TYPE_CHECKING:

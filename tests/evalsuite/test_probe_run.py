@@ -185,7 +185,7 @@ def test_a_killed_probe_goes_on(done, tmp_path, root):
         (["--model", "scripted:perfect"], 2, "model scripted-perfect cannot be probed"),
         (["--model", "gdn2-tny"], 2, "did you mean gdn2-tiny"),
         (["--task", "niah_single_9"], 2, "no task or suite 'niah_single_9'"),
-        (["--task", "ruler"], 2, "no task or suite 'ruler'"),
+        (["--task", "niah-paper"], 2, "task 'niah-paper' is 4 tasks: a probe looks at one"),
         (["--length", "256,512"], 2, "length '256,512' is more than one"),
         (["--length", "many"], 2, "length 'many' is not a number of tokens"),
         (["--length", "128"], 2, "length 128 is too short"),
