@@ -211,24 +211,30 @@ class Chosen:
         return getattr(self.task, name)
 
 
-def expanded(task: Task, fields: Mapping[str, Field], profile: str, brief: bool = False) -> tuple[str, ...]:
+def expanded(
+    task: str, protocols: Sequence[str], fields: Mapping[str, Field], profile: str, brief: bool = False
+) -> tuple[str, ...]:
     """What `Adjustable.expand` gives: the profile's name and all its fields, or with `brief` those not at the default.
+
+    Args:
+        task: its name, for an error.
+        protocols: names the task knows.
 
     Raises UserError naming the field and what it may be.
     """
     name, *pairs = profile.split(":")
-    if name not in task.protocols:
-        raise UserError(f"task {task.name} has no profile {name[:60]!r}; it has {', '.join(task.protocols)}")
+    if name not in protocols:
+        raise UserError(f"task {task} has no profile {name[:60]!r}; it has {', '.join(protocols)}")
     given: dict[str, list[str]] = {}
     for pair in pairs:
         field_name, sign, values = pair.partition("=")
         if not sign or field_name not in fields or field_name in given:
             known = ", ".join(f"{key}={one.default}" for key, one in fields.items()) or "none"
-            raise UserError(f"profile {name} of {task.name} has no field {pair[:60]!r}, or is given it twice: {known}")
+            raise UserError(f"profile {name} of {task} has no field {pair[:60]!r}, or is given it twice: {known}")
         given[field_name] = list(dict.fromkeys(values.split("/")))
         for value in given[field_name]:
             if not re.fullmatch(fields[field_name].pattern, value):
-                raise UserError(f"{field_name} {value[:60]!r} of {task.name} is not {fields[field_name].meaning}")
+                raise UserError(f"{field_name} {value[:60]!r} of {task} is not {fields[field_name].meaning}")
     choices = [given.get(key, [one.default]) for key, one in fields.items()]
     made = [dict(zip(fields, values, strict=True)) for values in product(*choices)]
     shown = [[f"{key}={v}" for key, v in one.items() if not brief or v != fields[key].default] for one in made]

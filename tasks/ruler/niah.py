@@ -6,6 +6,9 @@
     What is the special magic number for bright-harbor mentioned in the provided text? The special magic number for
     bright-harbor mentioned in the provided text is
 
+Field of every profile: `forced`; with yes, beside the generated answer, the log-probability and the rank of each value
+right after the prompt, in one pass from the state that the prompt left.
+
 Options: `haystack` (bundled, essays, a file or directory; essay tasks only), `haystack_offset` (first sentence, or
 `random`: one for each sample; profile `exact`), `budget` (tokens to generate, 128).
 """
@@ -13,25 +16,41 @@ Options: `haystack` (bundled, essays, a file or directory; essay tasks only), `h
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from itertools import islice
+from statistics import fmean
 from typing import overload
 
 import numpy as np
 
 from evalsuite.scorers import postprocess, string_match_all
-from evalsuite.types import Decision, Generate, Prompt, Response, Sample, Score, Setting, Tokenizer
+from evalsuite.types import (
+    Decision,
+    Field,
+    Generate,
+    LogLikelihood,
+    Prompt,
+    Response,
+    Sample,
+    Score,
+    Setting,
+    Tokenizer,
+    expanded,
+    field_values,
+)
 from gdn2.errors import UserError
 from tasks.ruler import compat, exact
 from tasks.ruler.haystack import Haystack, NeedleHaystack, NoiseHaystack, load_haystack
-from tasks.ruler.splice import ByDigest, Splicer, Stream
+from tasks.ruler.splice import ByDigest, Splicer, Stream, continued
 from tasks.ruler.templates import NIAH_TASKS, Niah, query_of
 from tasks.ruler.words import LIST_DIGESTS, PATTERNS
 
 LAST_OFFSET = 100_000  # sentences
 METRIC = "string_match_all"
+FORCED = ("value_logprob", "value_rank", "value_greedy")
+FIELDS = {"forced": Field("no", "yes|no", "yes or no")}
 BUDGET = 128
 PROFILES = ("exact", *compat.PROFILES)
 
@@ -85,8 +104,21 @@ class NiahTask:
     def name(self) -> str:
         return self.spec.name
 
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        return FIELDS
+
+    def expand(self, profile: str) -> tuple[str, ...]:
+        """The protocols a profile with fields stands for; see `evalsuite.types.Adjustable`."""
+        return expanded(self.name, self.protocols, FIELDS, profile, brief=True)
+
     def samples(self, setting: Setting, tokenizer: Tokenizer) -> Sequence[Sample]:
         """Samples of one cell. Raises UserError for a bad option or a length too short for what it must hold."""
+        forced = field_values(FIELDS, setting.protocol)["forced"] == "yes"
+        made = self._samples(replace(setting, protocol=setting.protocol.partition(":")[0]), tokenizer)
+        return Lazy(len(made), lambda i: with_values(made[i], tokenizer)) if forced else made
+
+    def _samples(self, setting: Setting, tokenizer: Tokenizer) -> Sequence[Sample]:
         length, count, budget = checked(self.name, setting, BUDGET)
         if setting.protocol == "exact":
             return self._exact(setting, tokenizer, length, count, budget)
@@ -139,13 +171,33 @@ class NiahTask:
 
     def score(self, sample: Sample, responses: Sequence[Response]) -> Sequence[Score]:
         """RULER's fraction of references found, and what was said instead."""
-        (response,) = responses
+        response, *forced = responses
         target = ", ".join(sample.target)
         if response.error is not None:
             return [Score(METRIC, None, target, response.text, error=response.error)]
         said = postprocess(response.text)
         value = string_match_all(said, sample.target)
-        return [Score(METRIC, value, target, response.text, outcome=_outcome(value, said, sample))]
+        scores = [Score(METRIC, value, target, response.text, outcome=_outcome(value, said, sample))]
+        return scores + (value_scores(target, forced) if forced else [])
+
+
+def with_values(sample: Sample, tokenizer: Tokenizer) -> Sample:
+    """`sample` with a further request for each value: its likelihood and rank right after the prompt."""
+    (request,) = sample.requests
+    assert isinstance(request, Generate)
+    prompt = request.prompt
+    asked = (LogLikelihood(prompt, continued(tokenizer, prompt, f" {value}"), True) for value in sample.target)
+    return replace(sample, requests=(request, *asked))
+
+
+def value_scores(target: str, responses: Sequence[Response]) -> list[Score]:
+    """Means over the values: nats of all its tokens, rank of its least likely one, share that greedy decoding gives."""
+    logprobs = [response.logprob or 0.0 for response in responses]
+    found = [float(response.rank or 1) for response in responses]
+    greedy = [float(bool(response.greedy)) for response in responses]
+    outcome = "target" if all(greedy) else "partial" if any(greedy) else "other"
+    pairs = zip(FORCED, (logprobs, found, greedy), strict=True)
+    return [Score(metric, fmean(values), target, "", outcome) for metric, values in pairs]
 
 
 def _outcome(value: float, said: str, sample: Sample) -> str:

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from evalsuite.types import Ids, Tokenizer
+from evalsuite.types import Ids, Prompt, Tokenizer
 from gdn2.errors import DataError
 from tasks.ruler.haystack import Haystack
 
@@ -97,6 +97,24 @@ class Splicer:
     def units(self, texts: Sequence[str]) -> list[list[int]]:
         """`pieces` of sentences or lines, with the separator that belongs to each."""
         return self.pieces([self.lead + text + self.trail for text in texts])
+
+
+@lru_cache(maxsize=8)
+def spaces(tokenizer: ByDigest) -> Splicer:
+    """The splicer of a tokenizer at spaces."""
+    return Splicer(tokenizer.tokenizer, " ")
+
+
+def continued(tokenizer: Tokenizer, prompt: Prompt, text: str) -> Prompt:
+    """`text`, which begins with a space, as it comes out after `prompt`, which does not end with one."""
+    splicer = spaces(ByDigest(tokenizer))
+    ids = splicer.piece(text)
+    if not splicer.safe:
+        bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        whole = bos + tokenizer.encode(prompt.text + text)
+        if whole[: len(prompt.ids)] == prompt.ids.tolist():
+            ids = whole[len(prompt.ids) :]
+    return Prompt(np.array(ids, dtype=np.int32), text)
 
 
 class Stream:

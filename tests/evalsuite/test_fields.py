@@ -31,7 +31,7 @@ class Adjusted:
     fields = FIELDS
 
     def expand(self, profile):
-        return expanded(self, FIELDS, profile, self.brief)
+        return expanded(self.name, self.protocols, FIELDS, profile, self.brief)
 
     def samples(self, setting, tokenizer):
         ids = np.array(tokenizer.encode(setting.protocol), dtype=np.int32)
