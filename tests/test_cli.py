@@ -37,7 +37,7 @@ SURFACE = {
     "compare": "runs --results --where --out --format --check",
     "paper": "--runs --out --published --where --check",
     "plan": "--detect --samples --power --tests",
-    "plot": "--runs --out --format",
+    "plot": "--runs --log --where --out --format",
     "report": "--runs --out --prompts",
     "probe": "--model --task --length --samples --out --block --profile --haystack --haystack-offset --budget --seed "
     "--device --dtype --format --allow-pickle-weights --allow-bad-values --set --tokenizer --bos --offline",

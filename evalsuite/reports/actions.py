@@ -5,22 +5,37 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from evalsuite import show
-from evalsuite.names import quoted, suggest
+from evalsuite.names import quoted, slug, suggest
 from evalsuite.reports import compare as comparing
-from evalsuite.reports import drawing, files, formats, frame, gridformats, papertables, pivot, plots, throughput
+from evalsuite.reports import (
+    drawing,
+    files,
+    formats,
+    frame,
+    gridformats,
+    papertables,
+    pivot,
+    plots,
+    retrieved,
+    throughput,
+    training,
+)
 from evalsuite.reports import tables as layout
+from evalsuite.reports.cells import TASKS, rank
 from evalsuite.reports.grid import Grid
 from evalsuite.reports.select import select
 from evalsuite.store import Warn
-from gdn2.errors import UserError
+from gdn2.errors import DataError, UserError
 
 PUBLISHED: dict[str, layout.Published] = {"matched": "matched", "all": "all", "none": "none"}
 FORMATS: dict[str, files.Format | None] = {"text": None} | {form: form for form in files.SUFFIXES.values()}
 DEFAULT = Path("results")
 NAMED = 5  # damaged records, before the rest are only counted
+PANELS = 12  # of one figure
 PAPER_SUFFIXES = {".txt": "text", **files.SUFFIXES}
 
 
@@ -123,24 +138,57 @@ def paper(
     return f"wrote tables 2 to 5 and figure 2 to {out}"
 
 
-def plot(runs: Sequence[Path], out: Path, kinds: str, warn: Warn) -> str:
-    """Draw accuracy curves and depth maps of `runs` into directory `out`, one file for each of `kinds` (png,svg,pdf).
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A figure that can be drawn: the end of its files' names, and what writes them."""
 
-    Raises UserError for an unknown kind, DataError where there are no records with lengths.
+    name: str
+    draw: Callable[[list[Path]], None]
+
+
+def plot(runs: Sequence[Path], logs: Sequence[Path], where: Sequence[str], out: Path, kinds: str, warn: Warn) -> str:
+    """Draw everything `runs` and training `logs` hold into directory `out`, one file for each of `kinds` (png,svg,pdf).
+
+    With logs and no runs only the logs are drawn. Raises UserError for an unknown kind, DataError where there is
+    nothing to draw.
     """
     known = [suffix[1:] for suffix in drawing.SUFFIXES]
     chosen = list(dict.fromkeys(kind.strip().lower() for kind in kinds.split(",")))
     for kind in chosen:
         if kind not in known:
             raise UserError(f"plot format {quoted(kind)} is unknown; {suggest(kind, known)}")
-    records = load(runs, warn)
-    files = {name: [out / f"{name}.{kind}" for kind in chosen] for name in ("accuracy", "depth")}
-    plots.accuracy(records, files["accuracy"])
-    if records.frame["depth"].notna().any():
-        plots.depth_heatmap(records, files["depth"])
-    else:
-        del files["depth"]
-    return "\n".join(f"wrote {path}" for paths in files.values() for path in paths)
+    drawings = [Drawing("training", partial(training.plot, [training.read(log) for log in logs]))] if logs else []
+    if runs or not logs:
+        drawings += _of_records(select(load(runs, warn), where))
+        if speeds := throughput.load(list(runs) or [DEFAULT]):
+            drawings.append(Drawing("speed", partial(throughput.against_length, speeds)))
+            if any(speed.kind == "training" for speed in speeds):
+                drawings.append(Drawing("figure2", partial(throughput.plot, speeds)))
+    for drawn in drawings:
+        drawn.draw([out / f"{drawn.name}.{kind}" for kind in chosen])
+    return "\n".join(f"wrote {out / f'{drawn.name}.{kind}'}" for drawn in drawings for kind in chosen)
+
+
+def _of_records(records: frame.Records) -> list[Drawing]:
+    """Accuracy of all tasks and of each; depth and what was retrieved in one figure, or one a task if large."""
+    rows = records.frame[records.frame["length"] > 0]
+    tasks = sorted(rows["task"].unique(), key=lambda name: rank(name, tuple(TASKS)))
+    if not tasks:
+        raise DataError("these records hold no task with lengths to plot")
+    drawings = [Drawing("accuracy", partial(plots.accuracy, records))]
+    if len(tasks) > 1:
+        drawings += [Drawing(f"accuracy-{slug(t)}", partial(plots.accuracy, records, task=t)) for t in tasks]
+    several: list[tuple[str, Callable[..., None], object]] = [
+        ("depth", plots.depth_heatmap, rows["depth"].notna()),
+        ("retrieved", retrieved.plot, rows["outcome"] != ""),
+    ]
+    for name, draw, kept in several:
+        places = rows.loc[kept, ["model", "checkpoint", "task"]].drop_duplicates()
+        if len(places) > PANELS:
+            drawings += [Drawing(f"{name}-{slug(t)}", partial(draw, records, task=t)) for t in places["task"].unique()]
+        elif len(places):
+            drawings.append(Drawing(name, partial(draw, records)))
+    return drawings
 
 
 def load(runs: Sequence[Path], warn: Warn, targets: bool = False) -> frame.Records:

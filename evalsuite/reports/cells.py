@@ -112,6 +112,18 @@ def mixer_options(records: Records) -> dict[str, Mapping[str, Mapping[str, Any]]
     return found
 
 
+def attention_windows(records: Records) -> dict[str, int]:
+    """Widest window of attention of the hybrids among the models, by checkpoint."""
+    models = [run["model"] for run in records.runs.values()]
+    hybrids = {str(model.get("checkpoint")) for model in models if model.get("family") == "hybrid"}
+    found = {}
+    for checkpoint, mixers in mixer_options(records).items():
+        windows = [o["window"] for o in mixers.values() if isinstance(o.get("window"), int)]
+        if checkpoint in hybrids and windows:
+            found[checkpoint] = max(windows)
+    return found
+
+
 def shown(entry: Mapping[str, Any]) -> tuple[float, float, float]:
     """Mean and interval of a cell as people read them: shares in percent, perplexities, anything else as recorded."""
     ends = (entry["mean"], entry["low"], entry["high"])

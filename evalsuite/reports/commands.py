@@ -32,13 +32,25 @@ def add(app: typer.Typer, echo: Echo, echo_table: EchoTable, warn: Echo) -> None
     _add_tables(app, echo, warn)
     _add_paper(app, echo, warn)
     _add_plan(app, echo, echo_table)
+    _add_plot(app, echo, warn)
 
+
+def _add_plot(app: typer.Typer, echo: Echo, warn: Echo) -> None:
     @app.command()
-    def plot(runs: opt.Runs = None, out: opt.Out = Path("results/figures"), form: Kinds = "png,svg") -> None:
-        """Draw accuracy against context length, and by the depth of the needle."""
+    def plot(
+        runs: opt.Runs = None,
+        log: Annotated[list[Path] | None, typer.Option(help="log.jsonl of a training run; repeatable.")] = None,
+        where: Where = None,
+        out: opt.Out = Path("results/figures"),
+        form: Kinds = "png,svg",
+    ) -> None:
+        """Draw accuracy by length and needle depth, what was retrieved instead, speed and memory, training curves.
+
+        gdn2-eval plot --runs results --out results/figures --format pdf
+        """
         from evalsuite.reports import actions
 
-        echo(actions.plot(runs or [], out, form, warn))
+        echo(actions.plot(runs or [], log or [], where or [], out, form, warn))
 
 
 def _add_tables(app: typer.Typer, echo: Echo, warn: Echo) -> None:

@@ -62,12 +62,12 @@ def columns(count: int) -> int:
     return count if count < 3 else 2 if count <= 4 else 4
 
 
-def panels(count: int, legend_rows: int = 0) -> tuple[Figure, list[Axes]]:
+def panels(count: int) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     across = columns(count)
     down = math.ceil(count / across)
-    size = (PANEL[0] * max(across, 2), PANEL[1] * down + 0.2 + 0.14 * legend_rows)
+    size = (PANEL[0] * max(across, 2), PANEL[1] * down + 0.2)
     figure = Figure(figsize=size)
     grid = figure.add_gridspec(down, across)
     return figure, [figure.add_subplot(grid[i // across, i % across]) for i in range(count)]
@@ -99,8 +99,14 @@ def length_axis(ax: Axes, lengths: Sequence[int]) -> None:
     ax.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
 
 
-def legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend above all panels, without repetitions."""
+def legend(figure: Figure, axes: Sequence[Axes], most: int = 2) -> None:
+    """One legend above all panels, without repetitions, in at most `most` columns; the figure grows by its height."""
     entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    wide = max(map(len, entries), default=0) > 28
-    figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=1 if wide else 2)
+    if not entries:
+        return
+    many = len(entries) > 6
+    across = 1 if max(map(len, entries)) > (38 if many else 28) else most
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + (0.12 if many else 0.15) * math.ceil(len(entries) / across) + 0.05)
+    small: dict[str, Any] = {"fontsize": 5.5, "handlelength": 2.5, "columnspacing": 1.0} if many else {}
+    figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=across, **small)

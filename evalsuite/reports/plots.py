@@ -6,14 +6,13 @@ pattern of its own, and every colour scale rises in lightness, so that a figure 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evalsuite.reports import escape
-from evalsuite.reports.cells import CELL, length_label, separated
+from evalsuite.reports.cells import CELL, attention_windows, length_label, separated
 from evalsuite.reports.drawing import check_files, legend, length_axis, look, name_axes, panels, save, style
 from evalsuite.reports.frame import Records
 from evalsuite.reports.tables import Column, Row, Table, build, variant_label
@@ -24,44 +23,59 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
+CROWD = 8  # models of one panel, before families have panels of their own
 BANDS = 4  # models whose bands can be told apart
 FEW = 10  # samples: a heat map's cell with fewer is hatched
 
 
-def accuracy(records: Records, files: Sequence[Path]) -> None:
+def accuracy(records: Records, files: Sequence[Path], task: str | None = None) -> None:
     """Write accuracy against context length to `files`: one panel a task, one line a model, with 95 % intervals.
 
     The intervals are bands, or bars side by side where more than `BANDS` models would cover each other. A hollow marker
-    is a cell with fewer samples than asked; a dotted line is a model's training length, where its run says so.
+    is a cell with fewer samples than asked; a dotted line is a model's training length, where its run says so. A grey
+    line is what a model would score that sees no more than the window of a hybrid shown here. With more than `CROWD`
+    models each family has panels of its own. `task` leaves the others out.
 
     Raises DataError without records of any length.
     """
     check_files(files)
+    if task is not None:
+        frame, errors = (rows[rows["task"] == task] for rows in (records.frame, records.errors))
+        records = Records(frame, errors, records.runs, records.warnings)
     table = build(records, "none")
     with_lengths = {i for i, column in enumerate(table.columns) if column.length}
     scored = {i for row in table.rows for i in with_lengths if (cell := row.cells[i]) and cell.n}
     groups = [group for group in table.groups() if scored & set(table.places(*group, "measured"))]
     if not groups:
         raise DataError("these records hold no task with lengths to plot")
+    families = list(dict.fromkeys(row.family for row in table.rows))
+    apart = len(table.rows) > CROWD and len(families) > 1
+    shown = list(product(groups, families)) if apart else [(group, "") for group in groups]
     with style():
-        figure, axes = panels(len(groups), legend_rows=math.ceil(len(table.rows) / 2))
-        for ax, group in zip(axes, groups, strict=True):
-            _curves(ax, table, [i for i in table.places(*group, "measured") if i in scored])
-            ax.set_title(escape.figure(variant_label(table.columns[table.places(*group, "measured")[0]])))
+        figure, axes = panels(len(shown))
+        for ax, (group, family) in zip(axes, shown, strict=True):
+            _curves(ax, table, [i for i in table.places(*group, "measured") if i in scored], family)
+            title = variant_label(table.columns[table.places(*group, "measured")[0]])
+            ax.set_title(escape.figure(f"{title}, {family}" if family else title))
+            if family in ("", "hybrid"):
+                _windows(ax, records, group[0])
         name_axes(figure, axes, "accuracy (%)")
         _training_lengths(records, axes)
         legend(figure, axes)
         save(figure, files)
 
 
-def _curves(ax: Axes, table: Table, places: list[int]) -> None:
+def _curves(ax: Axes, table: Table, places: list[int], family: str = "") -> None:
+    """Draw the models of `family`, "" for all; a model looks the same in every panel."""
     lengths = [table.columns[i].length for i in places]
-    crowded = len(table.rows) > BANDS
-    for number, row in enumerate(table.rows):
+    inside = [number for number, row in enumerate(table.rows) if family in ("", row.family)]
+    crowded = len(inside) > BANDS
+    for place, number in enumerate(inside):
+        row = table.rows[number]
         points = [(table.columns[i].length, cell) for i in places if (cell := row.cells[i]) and cell.n]
         if not points:
             continue
-        aside = 2 ** (0.05 * (number - (len(table.rows) - 1) / 2)) if crowded else 1.0
+        aside = 2 ** (0.05 * (place - (len(inside) - 1) / 2)) if crowded else 1.0
         x, y = [length * aside for length, _ in points], [cell.value or 0.0 for _, cell in points]
         low, high = [cell.low for _, cell in points], [cell.high for _, cell in points]
         looks = look(number)
@@ -81,6 +95,36 @@ def _curves(ax: Axes, table: Table, places: list[int]) -> None:
     ax.set_yticks(range(0, 101, 25))
 
 
+def _windows(ax: Axes, records: Records, task: str) -> None:
+    for number, (window, points) in enumerate(window_baseline(records, task).items()):
+        lengths = sorted(points)
+        ax.plot(
+            lengths, [100 * points[n] for n in lengths], color=str(0.45 + 0.2 * (number % 2)), linewidth=0.9,
+            linestyle=(0, (1, 1, 3, 1)), zorder=2, label=f"last {window} tokens only",
+        )  # fmt: skip
+
+
+def window_baseline(records: Records, task: str) -> dict[int, dict[int, float]]:
+    """For each window of a hybrid's attention, what a model that sees no more tokens than that would score by length.
+
+    That is the share of prompts whose needle lies within the window's reach of the end. Empty for tasks whose answer
+    is several needles, since records hold the place of one.
+    """
+    if not task.startswith(("niah_single", "niah_multikey")):
+        return {}
+    windows = attention_windows(records)
+    found: dict[int, dict[int, float]] = {}
+    frame = records.frame
+    asked = frame[(frame["task"] == task) & frame["depth"].notna() & (frame["length"] > 0)]
+    for checkpoint, window in windows.items():
+        rows = asked[asked["checkpoint"] == checkpoint]
+        if len(rows):
+            seen = (1 - rows["depth"]) * rows["prompt_tokens"] <= window
+            means = seen.groupby(rows["length"]).mean()
+            found.setdefault(window, {int(length): float(share) for length, share in means.items()})
+    return found
+
+
 def _label(row: Row) -> str:
     return escape.figure(f"{row.name} ({row.family})")
 
@@ -95,14 +139,19 @@ def _training_lengths(records: Records, axes: Sequence[Axes]) -> None:
                 ax.annotate("trained", (length, 1), (1.5, 0), textcoords="offset points", fontsize=5, color="0.35")
 
 
-def depth_heatmap(records: Records, files: Sequence[Path], bins: int | None = None) -> None:
+def depth_heatmap(
+    records: Records, files: Sequence[Path], bins: int | None = None, task: str | None = None
+) -> None:
     """Write accuracy by needle depth (down) and context length (across) to `files`: a panel a model and task.
 
     Cells of fewer than `FEW` samples are hatched, cells without any are empty. `bins` of the depth: None is ten, or
-    five where ten would leave fewer than `FEW` samples in most. Raises DataError without depths.
+    five where ten would leave fewer than `FEW` samples in most. `task` leaves the others out. Raises DataError without
+    depths.
     """
     check_files(files)
     deep = records.frame[records.frame["depth"].notna() & (records.frame["length"] > 0)]
+    if task is not None:
+        deep = deep[deep["task"] == task]
     given = Records(deep, records.errors.iloc[:0], {})
     frame, _ = separated(given)
     if not len(frame):

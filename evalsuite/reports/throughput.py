@@ -154,28 +154,32 @@ def plot(speeds: Sequence[Speed], files: Sequence[Path]) -> None:
     source = paper.load("figure2")
     ours = _by_model(speeds, source.columns)
     with style():
-        figure, axes = panels(2 if ours else 1, legend_rows=4)
-        published = {f"{name} (published)": row for name, row in source.rows["hybrid"].items()}
-        _shapes(axes[0], published, source.columns)
-        axes[0].set_title("published, one H100")
+        figure, axes = panels(2 if ours else 1)
+        # One kind of model looks the same in both panels.
+        looks = {name: i for i, name in enumerate(source.rows["hybrid"])}
+        for name, row in source.rows["hybrid"].items():
+            _shapes(axes[0], f"{name} (published)", row, source.columns, looks[name])
+        axes[0].set_title("published,\none H100")
         if ours:
             device = next(s.device for s in reversed(speeds) if s.kind == "training")
-            values = {key[2]: {c: f.value or 0.0 for c, f in row.items()} for key, row in ours.items()}
-            _shapes(axes[1], values, source.columns)
-            axes[1].set_title(f"measured, {escape.figure(device, 24)}")
+            for (_, listed, model), figures in ours.items():
+                row = {shape: figure.value or 0.0 for shape, figure in figures.items()}
+                _shapes(axes[1], model, row, source.columns, looks.setdefault(listed, len(looks)))
+            axes[1].set_title(f"measured,\n{escape.figure(device, 24)}")
+        top = max(ax.get_ylim()[1] for ax in axes)
+        for ax in axes:
+            ax.set_ylim(0, top)
         axes[0].set_ylabel("thousand tokens / s")
         figure.supxlabel("sequence length x sequences of a step")
         legend(figure, axes)
         save(figure, files)
 
 
-def _shapes(ax: Axes, rows: Mapping[str, Mapping[str, float]], shapes: Sequence[str]) -> None:
-    for number, (name, row) in enumerate(rows.items()):
-        at = [i for i, shape in enumerate(shapes) if shape in row]
-        ax.plot(at, [row[shapes[i]] for i in at], label=escape.figure(name), clip_on=False, **look(number))
-    names = [shape.partition("x") for shape in shapes]
-    ax.set_xticks(range(len(shapes)), [f"{length_label(int(n))}x{b}" for n, _, b in names])
-    ax.set_ylim(bottom=0)
+def _shapes(ax: Axes, name: str, row: Mapping[str, float], shapes: Sequence[str], number: int) -> None:
+    at = [i for i, shape in enumerate(shapes) if shape in row]
+    ax.plot(at, [row[shapes[i]] for i in at], label=escape.figure(name), clip_on=False, **look(number))
+    parts = [shape.partition("x") for shape in shapes]
+    ax.set_xticks(range(len(shapes)), [f"{length_label(int(n))}x{b}" for n, _, b in parts])
 
 
 def against_length(speeds: Sequence[Speed], files: Sequence[Path]) -> None:
@@ -191,13 +195,14 @@ def against_length(speeds: Sequence[Speed], files: Sequence[Path]) -> None:
         batch = f", batch {s.batch}" if s.kind == "reading" and s.batch else ""
         lines.setdefault(f"{s.model} ({s.kind}{batch})", {})[s.length] = s
     with style():
-        figure, axes = panels(2, legend_rows=len(lines))
+        figure, axes = panels(2)
         for number, (name, points) in enumerate(lines.items()):
             whole = sorted(points.values(), key=lambda s: s.length)
             held = [s for s in whole if s.peak_bytes is not None]
             label = escape.figure(name, 60)
-            axes[0].plot([s.length for s in whole], [s.tokens_per_s for s in whole], label=label, **look(number))
-            axes[1].plot([s.length for s in held], [(s.peak_bytes or 0) / 2**30 for s in held], **look(number))
+            looks = look(number) | {"clip_on": False}
+            axes[0].plot([s.length for s in whole], [s.tokens_per_s for s in whole], label=label, **looks)
+            axes[1].plot([s.length for s in held], [(s.peak_bytes or 0) / 2**30 for s in held], **looks)
         for ax, name in zip(axes, ("tokens / s", "peak memory (GiB)"), strict=True):
             length_axis(ax, [s.length for s in speeds])
             ax.set_ylim(bottom=0)

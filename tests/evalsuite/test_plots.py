@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from evalsuite.reports import drawing, frame, plots
+from evalsuite.reports import drawing, frame, plots, retrieved, training
 from gdn2.errors import DataError, StorageError, UserError
 
 DRAW = pytest.mark.parametrize("draw", [plots.accuracy, plots.depth_heatmap])
@@ -143,3 +143,94 @@ def test_a_place_that_cannot_be_written_is_one_line(made, tmp_path, draw):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
         draw(made, [tmp_path / "file" / "a.png"])
+
+
+def test_many_models_have_panels_by_family(made, synthetic, tmp_path):
+    rows = [dataclasses.asdict(r) for m in synthetic.MODELS[:1] for r in synthetic.records(m) if r.length > 4096]
+    many = [
+        row | {"model": f"m{i}", "checkpoint": str(i), "key": f"{i}{row['key']}", "family": family}
+        for i, family in enumerate(["recurrent"] * 5 + ["hybrid"] * 4)
+        for row in rows
+    ]
+    plots.accuracy(frame.from_rows(many), [tmp_path / "a.svg"])
+    shown = texts(tmp_path / "a.svg")
+    assert {"S-NIAH-1, recurrent", "S-NIAH-1, hybrid", "m0 (recurrent)", "m8 (hybrid)"} <= set(shown)
+    plots.accuracy(frame.from_rows(many), [tmp_path / "b.svg"], task="niah_single_1")
+    assert "S-NIAH-2, hybrid" not in texts(tmp_path / "b.svg")
+
+
+@pytest.fixture
+def windowed(made, synthetic):
+    mixers = {"w": {"mixer": "attention", "window": 512}, "g": {"mixer": "gdn2"}}
+    details = {"details": {"config": {"mixers": mixers}}}
+    runs = {
+        name: {**run, "model": run["model"] | {"checkpoint": synthetic.digest("weights", name)} | details}
+        for name, run in made.runs.items()
+    }
+    return dataclasses.replace(made, runs=runs)
+
+
+def test_window_baseline_is_the_share_of_needles_within_reach(windowed, tmp_path):
+    found = plots.window_baseline(windowed, "niah_single_2")
+    rows = windowed.frame[(windowed.frame["family"] == "hybrid") & (windowed.frame["task"] == "niah_single_2")]
+    for length, share in found[512].items():
+        asked = rows[rows["length"] == length]
+        assert share == np.mean((1 - asked["depth"]) * asked["prompt_tokens"] <= 512)
+    # Depths are even, so it is about the window's share of the prompt.
+    assert found[512][1024] == pytest.approx(512 / 890, abs=0.07)
+    assert found[512][4096] == pytest.approx(512 / 3964, abs=0.07)
+    plots.accuracy(windowed, [tmp_path / "a.svg"])
+    assert "last 512 tokens only" in texts(tmp_path / "a.svg")
+
+
+def test_no_baseline_without_a_hybrid_or_with_several_needles(windowed, made):
+    assert plots.window_baseline(made, "niah_single_2") == {}
+    assert plots.window_baseline(windowed, "niah_multivalue") == {}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        ("target", "target"),
+        ("partial", "partial"),
+        ("distractor:1", "last distractor"),
+        ("distractor:2", "second to last"),
+        ("distractor:17", "earlier distractor"),
+        ("distractor", "earlier distractor"),
+        ("nothing", "nothing"),
+        ("<script>", "other"),
+    ],
+)
+def test_outcomes_are_sorted_by_recency(outcome, expected):
+    assert retrieved.category(outcome) == expected
+
+
+def test_what_was_retrieved_sums_to_everything(made, tmp_path):
+    table = retrieved.shares(made)
+    assert table.sum(axis=1).to_numpy() == pytest.approx(1)
+    rows = made.frame[(made.frame["model"] == "synthetic-kda") & (made.frame["length"] == 4096)]
+    (share,) = table.xs("synthetic-kda", level="model").xs(4096, level="length")["target"]
+    assert share == (rows["outcome"] == "target").mean()
+    retrieved.plot(made, [tmp_path / "a.svg"])
+    assert {"target", "nothing", "share (%)", "MV-NIAH"} <= set(texts(tmp_path / "a.svg"))
+    retrieved.plot(made, [tmp_path / "b.svg"], task="niah_single_1")
+    assert "MV-NIAH" not in texts(tmp_path / "b.svg")
+    with pytest.raises(DataError, match="do not say what was retrieved"):
+        retrieved.plot(dataclasses.replace(made, frame=made.frame.assign(outcome="")), [tmp_path / "c.svg"])
+
+
+def test_training_curves_are_those_of_the_log(root, tmp_path):
+    log = training.read(root / "gdn2" / "zoo" / "gdn2-tiny" / "training.jsonl")
+    assert (log.name, log.loss[0]) == ("gdn2-tiny", (0.817665, pytest.approx(2.188045)))
+    assert log.answers[-1][1] > 90
+    assert log.held_out["noise-1-1024, exact (%)"][0] == (pytest.approx(14.710514), 93.75)
+    assert "text-1024, loss" in log.held_out
+    training.plot([log, dataclasses.replace(log, name="other")], [tmp_path / "a.svg"])
+    assert {"training loss", "gdn2-tiny", "other", "million tokens"} <= set(texts(tmp_path / "a.svg"))
+
+
+@pytest.mark.parametrize("content", ["", "{\n", '{"kind": "train"}\n', "[]\n", '{"kind": "train", "tokens": 1'])
+def test_a_log_that_is_none_is_one_line(tmp_path, content):
+    (tmp_path / "log.jsonl").write_text(content)
+    with pytest.raises(DataError, match="^cannot read .{1,200}as a training log|holds no steps"):
+        training.read(tmp_path / "log.jsonl")
