@@ -57,6 +57,8 @@ def evaluate(asked: Asked, voice: Voice, dry_run: bool, scores: Callable[[Path],
         check_profile(asked.tasks, asked.profile)
         check_writable(asked.out / "runs")
         check_data(asked.tasks, ask)
+        for remark in (remark for task in asked.tasks for remark in getattr(task, "remarks", ())):
+            voice.warn(remark)
         models = backends.expand(asked.model)
 
         def one(model: str) -> int:

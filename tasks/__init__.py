@@ -69,7 +69,11 @@ def _packaged(name: str) -> list[Task]:
 
 
 def get(name: str) -> Task:
-    """The task called `name`. Raises UserError with close matches where there is none."""
+    """The task called `name`; lm_eval:NAME is lm-eval's own. Raises UserError with close matches where it is none."""
+    if name.startswith("lm_eval:"):
+        from tasks.from_lm_eval import open_task
+
+        return open_task(name)
     return _registry()[0][_known(name, names())]
 
 
@@ -100,7 +104,7 @@ def _named(name: str) -> list[Task]:
     plain, at, profile = name.partition("@")
     if at:
         return [cast(Task, Chosen(get(plain), profile))]
-    return [get(_known(name, [*names(), *suites()]))]
+    return [get(name if name.startswith("lm_eval:") else _known(name, [*names(), *suites()]))]
 
 
 def _known(name: str, known: list[str]) -> str:

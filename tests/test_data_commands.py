@@ -82,7 +82,7 @@ def test_what_is_missing_is_said_before_the_model_loads(capsys, monkeypatch):
     monkeypatch.setattr(backends, "load", load)
     code, out, err = call(capsys, *RUN, "--data", "there")
     assert (code, out) == (3, "") and err.count("\n") == 1
-    assert "the data of pairs are not in there: `gdn2-eval data fetch pairs --to there` brings it" in err
+    assert "the data of pairs are not in there: `gdn2-eval data fetch pairs --to there` brings them" in err
     assert not Path("there").exists() and not Path("results", "runs").exists()
 
 

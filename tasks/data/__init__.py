@@ -6,6 +6,6 @@ directory is `--data DIR`, else $GDN2_DATA, else the cache. Only `gdn2-eval data
 """
 
 from tasks.data.shelf import Located, digest, folder, locate, rows
-from tasks.data.spec import Dataset, Row
+from tasks.data.spec import Dataset, Kind, Row
 
-__all__ = ["Dataset", "Located", "Row", "digest", "folder", "locate", "rows"]
+__all__ = ["Dataset", "Kind", "Located", "Row", "digest", "folder", "locate", "rows"]

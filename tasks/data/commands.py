@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -32,15 +33,21 @@ def fetch(text: str, home: Path, tokenizer: str | None, say: Say) -> None:
         UserError: an unknown name.
         DataError: something cannot be had; what was brought before it is kept.
     """
-    datasets, extras = _wanted(text)
-    total = len(datasets) + len(extras) + (tokenizer is not None)
-    for number, dataset in enumerate(datasets, start=1):
-        say(f"[{number}/{total}] {_bring(dataset, home)}")
-    for number, extra in enumerate(extras, start=len(datasets) + 1):
-        say(f"[{number}/{total}] {_bring_extra(extra, home)}")
+    from tasks.from_lm_eval import PREFIX
+    from tasks.from_lm_eval import fetch as fetch_task
+
+    parts = [part.strip() for part in text.split(",")]
+    foreign = [part for part in parts if part.startswith(PREFIX)]
+    rest = [part for part in parts if part not in foreign]
+    datasets, extras = _wanted(",".join(rest)) if rest else ([], [])
+    steps: list[Callable[[], str]] = [partial(_bring, dataset, home) for dataset in datasets]
+    steps += [partial(_bring_extra, extra, home) for extra in extras]
+    steps += [partial(fetch_task, name, home) for name in foreign]
     if tokenizer is not None:
-        files = hub.fetch_tokenizer(tokenizer, home)
-        say(f"[{total}/{total}] tokenizer {tokenizer}: {len(files)} files")
+        steps.append(partial(_bring_tokenizer, tokenizer, home))
+    total = len(steps)
+    for number, step in enumerate(steps, start=1):
+        say(f"[{number}/{total}] {step()}")
     say(f"{home} holds what {text} reads" if total else f"{text} reads no files")
 
 
@@ -138,6 +145,10 @@ def _bring_extra(name: str, home: Path) -> str:
         entries[str((folder / file).relative_to(home))] = shelf.entry_of(data, source, licence)
     shelf.keep(home, {}, entries)
     return f"{name}: {len(files)} files. {licence}"
+
+
+def _bring_tokenizer(name: str, home: Path) -> str:
+    return f"tokenizer {name}: {len(hub.fetch_tokenizer(name, home))} files"
 
 
 def _state(path: Path, entry: shelf.Entry) -> str:

@@ -109,10 +109,11 @@ def digest(dataset: Dataset) -> str:
     return locate(dataset).digest
 
 
-def how(name: str, home: Path) -> str:
-    """The commands that bring `name` into `home`."""
+def how(name: str, home: Path, own: bool = True) -> str:
+    """The commands that bring `name` into `home`; `own` where a user's copy may serve."""
     to = "" if home == env.cache_dir() else f" --to {home}"
-    return f"`gdn2-eval data fetch {name}{to}` brings it, `gdn2-eval data import {name} FILE{to}` takes your own copy"
+    text = f"`gdn2-eval data fetch {name}{to}` brings them"
+    return text + (f", `gdn2-eval data import {name} FILE{to}` takes your own copy" if own else "")
 
 
 def _opened(dataset: Dataset) -> tuple[Located, tuple[dict[str, Any], ...]]:

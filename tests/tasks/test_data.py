@@ -76,7 +76,7 @@ def test_what_is_missing_names_the_commands(home: Path, monkeypatch: pytest.Monk
     assert caught.value.exit_code == 3 and not home.exists()
     monkeypatch.delenv("GDN2_DATA")
     monkeypatch.setenv("GDN2_CACHE", str(home))
-    with pytest.raises(DataError, match=r"`gdn2-eval data fetch toy` brings it"):
+    with pytest.raises(DataError, match=r"`gdn2-eval data fetch toy` brings them"):
         data.rows(TOY)
 
 

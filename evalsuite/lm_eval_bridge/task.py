@@ -1,0 +1,194 @@
+"""A task of lm-eval as a `Task` of the harness: its prompts, its filters and its scores, our engine and our records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from evalsuite.lm_eval_bridge import loading
+from evalsuite.lm_eval_bridge.encoding import ROLLING_PROFILES, documents, pairs, prompt
+from evalsuite.types import Generate, Prompt, Request, Response, Sample, Score, Setting, Tokenizer
+from gdn2.errors import UserError
+
+PREFIX = "lm_eval:"
+MAX_TOKENS = 256  # lm-eval's own, where a task does not say
+FEWSHOT_SEED = 1234  # lm-eval's own
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How one document's value of a metric becomes a score whose weighted mean lm-eval's aggregate is made from."""
+
+    score: Callable[[Any], tuple[float, float]]  # value to score and weight
+
+
+class LmEvalTask:
+    """A `Task` of the harness, by the name `lm_eval:NAME`.
+
+    Args:
+        source: where its data come from; see `loading.load`.
+        digest: sha256 of what `source` gave.
+    """
+
+    version = 1
+    suite = "lm_eval"
+    has_lengths = False
+    protocols: tuple[str, ...]
+
+    def __init__(self, name: str, source: loading.Source, digest: Callable[[], str]) -> None:
+        whole = loading.configuration(name).get("output_type") == "loglikelihood_rolling"
+        self.protocols = ROLLING_PROFILES if whole else ("lm-eval",)
+        self.name = PREFIX + name
+        self._plain, self._source, self._digest = name, source, digest
+        self._loaded: Any = None
+
+    @property
+    def task(self) -> Any:
+        """lm-eval's object, made when first asked for. Raises as `loading.load` does."""
+        if self._loaded is None:
+            self._loaded = loading.load(self._plain, self._source)
+            _measures(self._loaded, self.name)
+        return self._loaded
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know before a run."""
+        left = [metric for metric, measure in _measures(self.task, self.name).items() if measure is None]
+        if not left:
+            return ()
+        return (f"{self.name}: {', '.join(left)} is made from all samples together and is left out",)
+
+    def samples(self, setting: Setting, tokenizer: Tokenizer) -> Sequence[Sample]:
+        """The documents, in lm-eval's order. Raises UserError for a request that no backend of ours answers."""
+        task = self.task
+        with loading.quiet():
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)
+            made = [(number, doc, self._instances(doc, number)) for number, doc in self._documents(setting.samples)]
+        flat = [instance for _, _, instances in made for instance in instances]
+        requests = iter(_requests(self.name, flat, tokenizer, setting.protocol))
+        return [
+            Sample(
+                str(number), tuple(next(requests) for _ in instances), (),
+                facts={"doc": doc, "instances": tuple(instances)},
+            )
+            for number, doc, instances in made
+        ]  # fmt: skip
+
+    def _documents(self, count: int | None) -> list[tuple[int, Any]]:
+        return list(self.task.doc_iterator(rank=0, limit=count, world_size=1))
+
+    def _instances(self, doc: Any, number: int) -> list[Any]:
+        task = self.task
+        context = task.fewshot_context(
+            doc, num_fewshot=task.config.num_fewshot or 0, gen_prefix=task.doc_to_prefix(doc),
+            system_instruction=None, apply_chat_template=False, fewshot_as_multiturn=False, chat_template=None,
+        )  # fmt: skip
+        repeats = task.config.repeats or 1
+        found = task.construct_requests(
+            doc=doc, ctx=context, metadata=(self._plain, number, repeats), apply_chat_template=False,
+            chat_template=None,
+        )  # fmt: skip
+        return found if isinstance(found, list) else [found]
+
+    def data_digest(self, setting: Setting) -> str:
+        """sha256 over the data, lm-eval's version and the task's."""
+        _ = self.task  # so that missing data are named before a model is loaded
+        return self._digest()
+
+    def score(self, sample: Sample, responses: Sequence[Response]) -> Sequence[Score]:
+        """lm-eval's metrics of one document, for each of the task's filters."""
+        task, doc = self.task, sample.facts["doc"]
+        instances = sample.facts["instances"]
+        assert isinstance(instances, tuple)
+        for instance, response in zip(instances, responses, strict=True):
+            instance.resps = [_result(instance.request_type, response)] * (instance.repeats or 1)
+            instance.filtered_resps = {}
+        output = "\n".join(r.text for r in responses if r.text) or str([r.logprob for r in responses])
+        measures = _measures(task, self.name)
+        out = []
+        with loading.quiet():
+            target = task.doc_to_target(doc)
+            for ensemble in _filters(task):
+                ensemble.apply(list(instances))
+                found = task.process_results(doc, [i.filtered_resps[ensemble.name] for i in instances])
+                for metric, value in found.items():
+                    measure = measures.get(metric, _MEAN)
+                    if measure is not None:
+                        score, weight = measure.score(value)
+                        name = metric if ensemble.name == "none" else f"{metric},{ensemble.name}"
+                        out.append(Score(name, score, str(target), output, "scored", weight))
+        return out
+
+
+def identity(task: LmEvalTask) -> str:
+    """What, besides data, determines a task's samples and scores."""
+    return f"lm-eval {version('lm_eval')} {task.name} {task.task.VERSION}"
+
+
+def _filters(task: Any) -> list[Any]:
+    from lm_eval.filters import build_filter_ensemble
+
+    listed = task.config.filter_list or [{"name": "none", "filter": [{"function": "take_first"}]}]
+    return [
+        build_filter_ensemble(
+            each["name"],
+            [(f["function"], {key: f[key] for key in f if key != "function"}) for f in each["filter"]],
+        )
+        for each in listed
+    ]
+
+
+def _result(kind: str, response: Response) -> object:
+    if kind == "generate_until":
+        return response.text
+    return response.logprob if kind == "loglikelihood_rolling" else (response.logprob, response.greedy)
+
+
+def _requests(name: str, instances: Sequence[Any], tokenizer: Tokenizer, profile: str) -> list[Request]:
+    kinds = {instance.request_type for instance in instances}
+    if any(len(instance.args) > 2 for instance in instances):
+        raise UserError(f"{name} asks about images or sounds, which no model here takes")
+    if kinds <= {"loglikelihood"}:
+        return list(pairs(tokenizer, [instance.args for instance in instances]))
+    if kinds == {"loglikelihood_rolling"}:
+        return list(documents(tokenizer, [text for instance in instances for text in instance.args], profile))
+    if kinds == {"generate_until"}:
+        encoded = tokenizer.encode_batch([instance.args[0] for instance in instances])
+        return [
+            generation(name, prompt(tokenizer, instance.args[0], ids), instance.args[1])
+            for instance, ids in zip(instances, encoded, strict=True)
+        ]
+    raise UserError(f"{name} mixes requests of several kinds ({', '.join(sorted(kinds))})")
+
+
+def generation(name: str, before: Prompt, settings: Mapping[str, Any]) -> Generate:
+    """A request with lm-eval's generation settings. Raises UserError for a task that wants anything but greedy."""
+    if settings.get("do_sample") and float(settings.get("temperature", 1.0)) > 0:
+        raise UserError(f"{name} samples its answers; only greedy decoding is supported")
+    until = settings.get("until") or ()
+    stops = (until,) if isinstance(until, str) else tuple(until)
+    size = settings.get("max_gen_toks") or settings.get("max_new_tokens") or MAX_TOKENS
+    return Generate(before, int(size), tuple(stop for stop in stops if stop))
+
+
+_MEAN = Measure(lambda value: (float(value), 1.0))
+_NATS = Measure(lambda value: (-float(value), 1.0))
+_NATS_A_UNIT = Measure(lambda value: (-float(value[0]) / max(value[1], 1), float(value[1])))
+_BITS_A_UNIT = Measure(lambda value: (-float(value[0]) / max(value[1], 1) / math.log(2), float(value[1])))
+
+
+def _measures(task: Any, name: str) -> dict[str, Measure | None]:
+    """Metric to measure; None for one that is more than a mean. Raises UserError where nothing else is there."""
+    import numpy
+    from lm_eval.api.registry import get_aggregation
+
+    kinds: dict[Any, Measure] = {numpy.mean: _MEAN, get_aggregation("mean"): _MEAN}
+    kinds |= {get_aggregation("perplexity"): _NATS, get_aggregation("weighted_perplexity"): _NATS_A_UNIT}
+    kinds |= {get_aggregation("bits_per_byte"): _BITS_A_UNIT}
+    found = {metric: kinds.get(aggregate) for metric, aggregate in task.aggregation().items()}
+    if found and not any(found.values()):
+        raise UserError(f"{name} has no metric that is a mean over samples, only {', '.join(found)}")
+    return found
