@@ -1,7 +1,9 @@
 """Any causal language model of transformers behind the three verbs, as a reference and for outside baselines.
 
-Sequences run one at a time, whole: slow, but nothing is padded and no answer depends on another. Nothing of a
-checkpoint is executed: `trust_remote_code` is never on, weights are safetensors unless pickles are allowed, and the
+Sequences run one at a time, whole: slow, but nothing is padded and no answer depends on another. In fp32 likelihoods
+have the very bits of lm-eval's HFLM with batches of one: logits of all positions, sums in fp32, windows of a document
+added up in Python. (In less than fp32 HFLM rounds its sums to the model's type; we do not.) Nothing of a checkpoint is
+executed: `trust_remote_code` is never on, weights are safetensors unless pickles are allowed, and the
 headers are checked by the same strict parser as our own formats.
 """
 
@@ -32,6 +34,8 @@ from gdn2.errors import CheckpointError, UserError
 from gdn2.tokenizer import load_tokenizer
 
 OLDEST = (5, 5)  # of transformers: earlier ones could be made to run code from a configuration (CVE-2026-5241)
+# Longer sequences get logits where they are scored only, for memory; the last bits may then differ from HFLM's.
+ALL_LOGITS = 4096  # tokens
 RECURRENT = ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")
 
 
@@ -66,15 +70,25 @@ class HFBackend:
         if isinstance(request, Generate):
             return self._generate(request)
         if isinstance(request, Rolling):
-            cuts = windows(request.document.ids, self._prefix(), request.window or self.info.window)
-            parts = [self._logprobs(ids, targets)[0][skip:] for ids, skip, targets in cuts]
-            return _scored(torch.cat(parts) if parts else torch.zeros(0), None, 0)
+            return self._roll(request)
         context, rest = self._context(request.context.ids), request.continuation.ids
         if not len(rest):
             return Response(logprob=0.0, greedy=True)
+        if self.info.window is not None and len(rest) > self.info.window:
+            raise UserError(f"a continuation of {len(rest)} tokens does not fit the window of {self.info.window}")
         ids, cut = self._fit([*context, *(int(i) for i in rest[:-1])], 0)
         logprobs, greedy, rank = self._logprobs(ids, rest, request.ranked)
-        return replace(_scored(logprobs, greedy, cut), rank=rank)
+        return replace(_scored([logprobs], greedy, cut), rank=rank)
+
+    def _roll(self, request: Rolling) -> Response:
+        ids, size = request.document.ids, self.info.window
+        if request.window is not None and size is not None and request.window > size:
+            raise UserError(
+                f"windows of {request.window} tokens are more than the {size} that {self.info.name} sees: "
+                "choose a profile with smaller ones"
+            )
+        cuts = windows(ids, self._prefix(), request.window or size)
+        return _scored([self._logprobs(part, targets)[0][skip:] for part, skip, targets in cuts], None, 0)
 
     def _generate(self, request: Generate) -> Response:
         ids, cut = self._fit(self._context(request.prompt.ids), request.max_tokens)
@@ -90,10 +104,10 @@ class HFBackend:
                 return Response(text=text, tokens=len(answer), ended=ended, truncated=cut)
             logits, past = self._run([token], past, 1)
 
-    def _run(self, ids: Sequence[int] | Ids, past: Any, keep: int) -> tuple[Tensor, Any]:
+    def _run(self, ids: Sequence[int] | Ids, past: Any, keep: int, whole: bool = False) -> tuple[Tensor, Any]:
         """Logits [keep, V] of the last tokens in fp32, and the cache."""
         tensor = torch.tensor([[int(i) for i in ids]], device=self.model.device)
-        options = {"logits_to_keep": keep} if self._keeps else {}
+        options = {"logits_to_keep": keep} if self._keeps and not whole else {}
         out = self.model(input_ids=tensor, use_cache=True, **{self._cache: past}, **options)
         return out.logits[0, -keep:].float(), getattr(out, self._cache)
 
@@ -102,11 +116,12 @@ class HFBackend:
     ) -> tuple[Tensor, bool, int | None]:
         """Log-probabilities [n] of the n targets after the last n tokens, whether each is the most likely, and the
         largest rank where it is asked for."""
-        logits, _ = self._run(ids, None, len(targets))
+        logits, _ = self._run(ids, None, len(targets), whole=len(ids) <= ALL_LOGITS)
         wanted = torch.tensor([int(i) for i in targets], device=logits.device)
-        found = logits.log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
+        table = logits.log_softmax(-1)
+        found = table.gather(-1, wanted[:, None])[:, 0]
         rank = int(ranks(logits, wanted).max()) if ranked else None
-        return found.cpu(), bool((logits.argmax(-1) == wanted).all()), rank
+        return found.cpu(), bool((table.argmax(-1) == wanted).all()), rank
 
     def _context(self, ids: Ids) -> list[int]:
         return [int(i) for i in ids] if len(ids) else [self._prefix()]
@@ -124,12 +139,13 @@ class HFBackend:
         return next((i for i in (self.tokenizer.bos_id, self.tokenizer.eos_id) if i is not None), 0)
 
 
-def _scored(logprobs: Tensor, greedy: bool | None, cut: int) -> Response:
-    total = math.fsum(logprobs.tolist()) if bool(torch.isfinite(logprobs).all()) else math.nan
-    if math.isnan(total):
+def _scored(parts: Sequence[Tensor], greedy: bool | None, cut: int) -> Response:
+    """The sum of log-probabilities that were found in `parts`: in fp32 within one, in fp64 over them."""
+    total, tokens = sum(float(part.sum()) for part in parts), sum(map(len, parts))
+    if not math.isfinite(total):
         error = "the model gave log-probabilities that are not finite"
-        return Response(ended="error", error=error, tokens=len(logprobs), truncated=cut)
-    return Response(logprob=total, greedy=greedy, tokens=len(logprobs), truncated=cut)
+        return Response(ended="error", error=error, tokens=tokens, truncated=cut)
+    return Response(logprob=total, greedy=greedy, tokens=tokens, truncated=cut)
 
 
 def _timed(response: Response, started: float) -> Response:
