@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
+
+# Metrics whose scores are negative log-likelihoods in nats a unit, weighted by units: words, bytes, or samples.
+PERPLEXITIES = frozenset({"perplexity", "word_perplexity", "byte_perplexity"})
+
+
+def overall(metric: str, mean: float) -> float:
+    """What a metric says of many samples, from the weighted mean of their scores: of a perplexity the exponential."""
+    if metric not in PERPLEXITIES:
+        return mean
+    return math.exp(mean) if mean < 700 else math.inf
 
 
 def postprocess(text: str) -> str:

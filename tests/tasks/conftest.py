@@ -1,13 +1,17 @@
 """Tokenizers of every kind, and the haystacks and models that tests take from ../shared."""
 
+import importlib.util
+import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from gdn2.tokenizer import load_tokenizer
+from tasks.data import commands
 from tasks.ruler.english import Corpus
 from tasks.ruler.templates import NIAH_TASKS, NOISE
 
@@ -127,3 +131,43 @@ def qa_files(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     lines = (folder / "hotpotqa" / "hotpotqa_validate.200.dev-distractor.jsonl").read_text("utf-8").splitlines()
     (folder / "hotpot.json").write_text(f"[{','.join(lines)}]", encoding="utf-8")
     return {"qa_1": folder / "squad" / "dev-v2.0.json", "qa_2": folder / "hotpot.json"}
+
+
+@pytest.fixture(scope="session")
+def benchmarks(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with the real benchmark files: whole sets, of HellaSwag a copy whose contexts were cut again."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    for name in ("piqa", "openbookqa", "winogrande", "boolq", "lambada_openai", "wikitext2", "hellaswag"):
+        with tarfile.open(shared / "data" / f"{name}.tar.xz") as archive:
+            archive.extractall(folder, filter="data")
+    cut = folder / "hellaswag.jsonl"
+    with cut.open("w", encoding="utf-8") as file:
+        for line in (folder / "hellaswag" / "hf" / "validation.query.jsonl").open(encoding="utf-8"):
+            file.write(json.dumps(hellaswag_row(json.loads(line))) + "\n")
+    files = {
+        "piqa": "piqa/valid.jsonl", "openbookqa": "openbookqa/test.tsv", "hellaswag": "hellaswag.jsonl",
+        "winogrande": "winogrande/hf/validation.jsonl", "boolq": "boolq/hf/validation.jsonl",
+        "lambada_openai": "lambada_openai/lambada_test.jsonl", "wikitext": "wikitext2/wiki.test.raw",
+    }  # fmt: skip
+    for name, file in files.items():
+        commands.import_copy(name, folder / file, folder / "data")
+    return folder / "data"
+
+
+def hellaswag_row(row: dict) -> dict:
+    """The hub's columns of a row that has the finished question: ctx_b begins where a capital was put."""
+    context, begin = row["ctx"], len(row["activity_label"]) + 2
+    at = next((i for i, letter in enumerate(context) if row["query"][begin + i] != letter), len(context))
+    kept = {name: row[name] for name in ("activity_label", "endings", "label")}
+    return {**kept, "ctx_a": context[:at].rstrip(" "), "ctx_b": context[at:]}
+
+
+@pytest.fixture(scope="session")
+def parity() -> ModuleType:
+    """lm-eval by itself, for comparison; see parity.py."""
+    pytest.importorskip("accelerate")  # of lm-eval's own model class
+    path = Path(__file__).with_name("parity.py")
+    spec = importlib.util.spec_from_file_location("parity", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
