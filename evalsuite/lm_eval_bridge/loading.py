@@ -69,20 +69,27 @@ def find(name: str) -> Path:
     """The file that configures lm-eval's task `name`. Raises UserError where there is none."""
     if not re.fullmatch(r"[\w.:+-]{1,120}", name):
         raise UserError(f"lm_eval:{name[:60]!r} is not the name of a task")
-    spec = find_spec("lm_eval")
-    assert spec is not None and spec.submodule_search_locations
-    home = Path(spec.submodule_search_locations[0]) / "tasks"
+    # Of 14,000 files those are read first whose path has most of the name's words.
+    words = [word for word in re.split(r"\W|_", name) if len(word) > 2]
+    likely = sorted(_files(), key=lambda path: (-sum(word in path for word in words), path))
     value = rf"[ \t]*[\"']?{re.escape(name)}[\"']?[ \t]*(?:#.*)?$"
-    says, several = re.compile(rf"^task:{value}", re.MULTILINE), re.compile(rf"^(?:group:|tag:|[ \t]*-){value}", re.M)
+    says, several = re.compile(rf"^[\"']?task[\"']?:{value}", re.M), re.compile(rf"^(?:group:|tag:|[ \t]*-){value}", re.M)
     group = None
-    for path in [*home.glob(f"*/{name}.yaml"), *sorted(home.rglob("*.yaml"))]:
-        text = path.read_text("utf-8", "replace")
+    for path in likely:
+        text = Path(path).read_text("utf-8", "replace")
         if says.search(text):
-            return path
+            return Path(path)
         group = group or several.search(text)
     if group:
         raise UserError(f"{name} is a group of tasks in lm-eval: name one of them, lm_eval:TASK")
     raise UserError(f"lm-eval has no task {name[:60]!r}; `lm-eval ls tasks` shows them")
+
+
+@lru_cache(maxsize=1)
+def _files() -> tuple[str, ...]:
+    spec = find_spec("lm_eval")
+    assert spec is not None and spec.submodule_search_locations
+    return tuple(str(path) for path in (Path(spec.submodule_search_locations[0]) / "tasks").rglob("*.yaml"))
 
 
 def question(path: str, name: str | None, options: Mapping[str, Any]) -> str:

@@ -142,7 +142,7 @@ def benchmarks(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             archive.extractall(folder, filter="data")
     cut = folder / "hellaswag.jsonl"
     with cut.open("w", encoding="utf-8") as file:
-        for line in (folder / "hellaswag" / "hf" / "validation.query.jsonl").open(encoding="utf-8"):
+        for line in (folder / "hellaswag" / "hf" / "validation.query.jsonl").read_text("utf-8").splitlines():
             file.write(json.dumps(hellaswag_row(json.loads(line))) + "\n")
     files = {
         "piqa": "piqa/valid.jsonl", "openbookqa": "openbookqa/test.tsv", "hellaswag": "hellaswag.jsonl",

@@ -115,3 +115,18 @@ def compare(ours: dict[str, list], theirs: dict) -> int:
             # Perplexities: other order of the same sums. Everything else: the same number.
             assert found == wanted or (metric not in ("acc", "acc_norm") and math.isclose(found, wanted, rel_tol=1e-12))
     return count
+
+
+def texts(request: object) -> str:
+    """All of a request's text."""
+    if hasattr(request, "document"):
+        return request.document.text
+    return request.context.text + request.continuation.text
+
+
+def same(scores: list, found: dict) -> bool:
+    """Whether our scores are lm-eval's values of one document."""
+    per_unit = {"perplexity": lambda v: (-v, 1), "bits_per_byte": lambda v: (-v[0] / v[1] / math.log(2), v[1])}
+    per_unit |= dict.fromkeys(("word_perplexity", "byte_perplexity"), lambda v: (-v[0] / v[1], v[1]))
+    wanted = {name: per_unit.get(name, lambda v: (float(v), 1))(value) for name, value in found.items()}
+    return {score.metric: (score.value, score.weight) for score in scores} == wanted
