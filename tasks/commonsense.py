@@ -14,13 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from evalsuite.lm_eval_bridge.encoding import pairs
+from evalsuite.lm_eval_bridge.encoding import PROTOCOL, pairs
 from evalsuite.types import Response, Sample, Score, Setting, Tokenizer
 from gdn2.errors import DataError
 from tasks import data
 from tasks.data.formats import read_json_lines, read_text
-
-PROTOCOL = "lm-eval"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-from evalsuite.lm_eval_bridge.encoding import ROLLING_PROFILES, documents, pairs
-from evalsuite.types import Response, Sample, Score, Setting, Tokenizer
+from evalsuite.lm_eval_bridge.encoding import DOCUMENT_FIELDS, PROTOCOL, documents, pairs
+from evalsuite.types import Field, Response, Sample, Score, Setting, Task, Tokenizer, expanded
 from tasks import data
 from tasks.data.formats import read_text
 
@@ -32,7 +33,16 @@ class WikitextTask:
     version: int = 1
     suite: str = "language"
     has_lengths: bool = False
-    protocols: tuple[str, ...] = ROLLING_PROFILES
+    protocols: tuple[str, ...] = (PROTOCOL,)
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """How a page is read."""
+        return DOCUMENT_FIELDS
+
+    def expand(self, profile: str) -> tuple[str, ...]:
+        """Protocols with their fields; see `evalsuite.types.Adjustable`."""
+        return expanded(cast(Task, self), DOCUMENT_FIELDS, profile)
 
     @property
     def datasets(self) -> tuple[data.Dataset, ...]:
@@ -77,7 +87,7 @@ class LambadaTask:
     version: int = 1
     suite: str = "language"
     has_lengths: bool = False
-    protocols: tuple[str, ...] = ("lm-eval",)
+    protocols: tuple[str, ...] = (PROTOCOL,)
 
     @property
     def datasets(self) -> tuple[data.Dataset, ...]:

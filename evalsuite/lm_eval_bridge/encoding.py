@@ -10,13 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evalsuite.types import LogLikelihood, Prompt, Rolling, Tokenizer
+from evalsuite.types import Field, LogLikelihood, Prompt, Rolling, Tokenizer, field_values
 
-# How whole documents are read, which lm-eval leaves to the model behind it. `lm-eval-W` reads windows of W tokens and
-# scores BOS itself as the first token where the tokenizer has one, as lm-eval's own backend does; `bos-once-W` scores a
-# document's own tokens only; `bos-once-whole` reads it in one window of any size, which recurrent models can.
-WINDOWS = (2048, 1024, 4096)  # the first is the default
-ROLLING_PROFILES = (*(f"{bos}-{size}" for bos in ("lm-eval", "bos-once") for size in WINDOWS), "bos-once-whole")
+PROTOCOL = "lm-eval"
+
+# How whole documents are read, which lm-eval leaves to the model behind it; the defaults are its own backend's.
+DOCUMENT_FIELDS = {
+    "window": Field("2048", "[1-9][0-9]{0,6}|whole", "a number of tokens, or whole: one window of any size"),
+    "bos": Field("twice", "twice|once", "twice (BOS, where there is one, is scored as a first token too) or once"),
+}
 
 
 def pairs(tokenizer: Tokenizer, texts: Sequence[tuple[str, str]]) -> list[LogLikelihood]:
@@ -40,14 +42,14 @@ def pairs(tokenizer: Tokenizer, texts: Sequence[tuple[str, str]]) -> list[LogLik
     ]
 
 
-def documents(tokenizer: Tokenizer, texts: Sequence[str], profile: str) -> list[Rolling]:
-    """Requests for whole texts, read as one of `ROLLING_PROFILES` says."""
-    bos, _, window = profile.rpartition("-")
-    size = None if window == "whole" else int(window)
+def documents(tokenizer: Tokenizer, texts: Sequence[str], protocol: str) -> list[Rolling]:
+    """Requests for whole texts, read as the fields of `protocol` say."""
+    fields = field_values(DOCUMENT_FIELDS, protocol)
+    window = None if fields["window"] == "whole" else int(fields["window"])
     found = [prompt(tokenizer, text, ids) for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True)]
-    if bos == "bos-once" and tokenizer.bos_id is not None:
+    if fields["bos"] == "once" and tokenizer.bos_id is not None:
         found = [Prompt(document.ids[1:], document.text) for document in found]
-    return [Rolling(document, size) for document in found]
+    return [Rolling(document, window) for document in found]
 
 
 def prompt(tokenizer: Tokenizer, text: str, ids: Sequence[int] | None = None) -> Prompt:

@@ -18,9 +18,6 @@ from gdn2.errors import DataError, UserError
 # Answers in the place of `datasets.load_dataset`: path, configuration and options to the splits by name.
 Source = Callable[[str, str | None, Mapping[str, Any]], Mapping[str, Any]]
 
-# Without examples in the prompt, the splits they would come from need not be there.
-ZERO_SHOT = {"training_split": None, "fewshot_split": None}
-
 
 def configuration(name: str) -> Mapping[str, Any]:
     """How lm-eval configures its task `name`.
@@ -32,6 +29,14 @@ def configuration(name: str) -> Mapping[str, Any]:
     if found.get("custom_dataset"):
         raise UserError(f"lm_eval:{name} makes its own data when it is loaded, which is not supported")
     return found
+
+
+def _without_examples(config: Mapping[str, Any]) -> dict[str, None]:
+    """Where prompts have no examples, changes after which the splits they would come from need not be there."""
+    if config.get("num_fewshot"):
+        return {}
+    unused = ["training_split", "fewshot_split"] + ["validation_split"] * (config.get("test_split") is not None)
+    return dict.fromkeys(unused)
 
 
 @lru_cache(maxsize=16)
@@ -52,13 +57,13 @@ def load(name: str, source: Source) -> Any:
         UserError: lm-eval has no such task, or its task makes its own data.
         DataError: what `source` raises, or the data do not fit the task.
     """
-    changes = {} if configuration(name).get("num_fewshot") else ZERO_SHOT
+    changes = _without_examples(configuration(name))
     with quiet(), data_from(source):
         try:
             found = _manager(name).load({"group": "gdn2", "task": [{"task": name, **changes}]})
         except UserError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, AssertionError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, AssertionError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"lm-eval cannot load its task {name}: {type(error).__name__}: {reason}") from error
         return found["tasks"][name]
@@ -73,7 +78,8 @@ def find(name: str) -> Path:
     words = [word for word in re.split(r"\W|_", name) if len(word) > 2]
     likely = sorted(_files(), key=lambda path: (-sum(word in path for word in words), path))
     value = rf"[ \t]*[\"']?{re.escape(name)}[\"']?[ \t]*(?:#.*)?$"
-    says, several = re.compile(rf"^[\"']?task[\"']?:{value}", re.M), re.compile(rf"^(?:group:|tag:|[ \t]*-){value}", re.M)
+    says = re.compile(rf"^[\"']?task[\"']?:{value}", re.MULTILINE)
+    several = re.compile(rf"^(?:group:|tag:|[ \t]*-){value}", re.MULTILINE)
     group = None
     for path in likely:
         text = Path(path).read_text("utf-8", "replace")

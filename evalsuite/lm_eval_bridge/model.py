@@ -16,7 +16,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from evalsuite import backends
-from evalsuite.lm_eval_bridge.encoding import documents, pairs, prompt
+from evalsuite.lm_eval_bridge.encoding import PROTOCOL, documents, pairs, prompt
 from evalsuite.lm_eval_bridge.task import generation
 from evalsuite.types import Backend, Request, Response, Tokenizer
 from gdn2 import env
@@ -33,7 +33,7 @@ class Gdn2LM(LM):  # type: ignore[misc]
         dtype: float32, bfloat16 or float16; None is the device's default.
         tokenizer: another one than the checkpoint's.
         batch_tokens: tokens read at once; never changes an answer.
-        profile: how whole documents are read, one of `encoding.ROLLING_PROFILES`.
+        profile: how whole documents are read: "lm-eval", with `encoding.DOCUMENT_FIELDS` as "lm-eval:window=4096".
         batch_size: lm-eval passes it; ignored, since no answer depends on it.
         max_batch_size: likewise.
 
@@ -43,7 +43,7 @@ class Gdn2LM(LM):  # type: ignore[misc]
 
     def __init__(
         self, model: str | Backend = "gdn2-tiny", device: str | None = None, dtype: str | None = None,
-        tokenizer: str | None = None, batch_tokens: int | None = None, profile: str = "lm-eval-2048",
+        tokenizer: str | None = None, batch_tokens: int | None = None, profile: str = PROTOCOL,
         batch_size: object = None, max_batch_size: object = None,
     ) -> None:  # fmt: skip
         super().__init__()

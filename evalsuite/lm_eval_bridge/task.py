@@ -9,8 +9,8 @@ from importlib.metadata import version
 from typing import Any
 
 from evalsuite.lm_eval_bridge import loading
-from evalsuite.lm_eval_bridge.encoding import ROLLING_PROFILES, documents, pairs, prompt
-from evalsuite.types import Generate, Prompt, Request, Response, Sample, Score, Setting, Tokenizer
+from evalsuite.lm_eval_bridge.encoding import DOCUMENT_FIELDS, PROTOCOL, documents, pairs, prompt
+from evalsuite.types import Field, Generate, Prompt, Request, Response, Sample, Score, Setting, Tokenizer, expanded
 from gdn2.errors import UserError
 
 PREFIX = "lm_eval:"
@@ -36,14 +36,18 @@ class LmEvalTask:
     version = 1
     suite = "lm_eval"
     has_lengths = False
-    protocols: tuple[str, ...]
+    protocols: tuple[str, ...] = (PROTOCOL,)
 
     def __init__(self, name: str, source: loading.Source, digest: Callable[[], str]) -> None:
         whole = loading.configuration(name).get("output_type") == "loglikelihood_rolling"
-        self.protocols = ROLLING_PROFILES if whole else ("lm-eval",)
+        self.fields: Mapping[str, Field] = DOCUMENT_FIELDS if whole else {}
         self.name = PREFIX + name
         self._plain, self._source, self._digest = name, source, digest
         self._loaded: Any = None
+
+    def expand(self, profile: str) -> tuple[str, ...]:
+        """Protocols with their fields; see `evalsuite.types.Adjustable`."""
+        return expanded(self, self.fields, profile)
 
     @property
     def task(self) -> Any:

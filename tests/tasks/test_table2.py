@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 import tasks
 from evalsuite.backends.scripted import ByteTokenizer
-from evalsuite.lm_eval_bridge.encoding import ROLLING_PROFILES, documents, pairs
+from evalsuite.lm_eval_bridge.encoding import documents, pairs
 from evalsuite.scorers import overall
 from evalsuite.types import Response, Setting
-from gdn2.errors import DataError
+from gdn2.errors import DataError, UserError
 from tasks import commonsense, language
 from tasks.data import commands, shelf
 from tasks.data.formats import read_copy
@@ -228,17 +228,17 @@ def test_pairs_hold_the_whole_text(texts: list[tuple[str, str]]) -> None:
         assert ids[0] == 256 and tokenizer.decode(ids[1:]) == context + continuation
 
 
-def test_profiles_of_whole_documents() -> None:
-    assert ROLLING_PROFILES[0] == "lm-eval-2048" and len(set(ROLLING_PROFILES)) == 7
-    found = {profile: documents(ByteTokenizer(), ["ab"], profile)[0] for profile in ROLLING_PROFILES}
-    assert {p: r.window for p, r in found.items()} == {
-        "lm-eval-2048": 2048, "lm-eval-1024": 1024, "lm-eval-4096": 4096, "bos-once-2048": 2048,
-        "bos-once-1024": 1024, "bos-once-4096": 4096, "bos-once-whole": None,
-    }  # fmt: skip
+def test_how_whole_documents_are_read_is_in_the_protocol() -> None:
+    task = tasks.get("wikitext")
+    assert task.expand("lm-eval") == ("lm-eval:window=2048:bos=twice",)
+    both = task.expand("lm-eval:bos=twice/once:window=whole")
+    assert both == ("lm-eval:window=whole:bos=twice", "lm-eval:window=whole:bos=once")
+    with pytest.raises(UserError, match="window '0' of wikitext is not a number of tokens, or whole"):
+        task.expand("lm-eval:window=0")
     # The backend puts BOS before a document; lm-eval's own has it in the document too, and scores it.
-    assert {p: list(r.document.ids) for p, r in found.items()} == {
-        p: [256, 97, 98] if p.startswith("lm-eval") else [97, 98] for p in ROLLING_PROFILES
-    }
+    twice, once = (documents(ByteTokenizer(), ["ab"], profile)[0] for profile in both)
+    assert list(twice.document.ids) == [256, 97, 98] and list(once.document.ids) == [97, 98]
+    assert (twice.window, documents(ByteTokenizer(), ["ab"], "lm-eval:window=77")[0].window) == (None, 77)
 
 
 def test_perplexities_are_by_words_of_the_page_as_it_was(home: Path) -> None:
