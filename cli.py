@@ -120,6 +120,7 @@ def run(
     no_prefix_sharing: Annotated[
         bool | None, typer.Option("--no-prefix-sharing", help="Read what prompts have in common every time.")
     ] = None,
+    fast: opt.Fast = None, lm_eval_rounding: opt.LmEvalRounding = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked, and ask nothing.")] = False,
 ) -> None:  # fmt: skip
     """Evaluate a model on tasks. Safe to kill: the same command goes on where it stopped.

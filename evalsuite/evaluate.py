@@ -12,7 +12,7 @@ from evalsuite.names import one_line, task_options
 from evalsuite.plan import Ask, Plan, check_data, check_profile, make_plan, parse_lengths
 from evalsuite.progress import Bar, Lines, Progress, Silent
 from evalsuite.store import check_writable, read_index
-from evalsuite.types import Task
+from evalsuite.types import Numbers, Task
 from gdn2.errors import DeviceLostError, StorageError, UserError
 
 PARTIAL = 5  # exit code: some of what was asked for was not answered
@@ -70,9 +70,10 @@ def evaluate(asked: Asked, voice: Voice, dry_run: bool, scores: Callable[[Path],
 
 def _one(asked: Asked, ask: Ask, group: ranks.Ranks, voice: Voice, scores: Callable[[Path], None] | None) -> int:
     """Evaluate, or without `scores` price, one model."""
+    numbers = Numbers("fast" in asked.passed, "lm_eval_rounding" in asked.passed)
     backend = backends.load(
         asked.model, device=asked.device, dtype=asked.dtype, batch_tokens=asked.batch_tokens, given=asked.passed,
-        share_prefixes=asked.share_prefixes,
+        share_prefixes=asked.share_prefixes, numbers=numbers,
     )  # fmt: skip
     plan = make_plan(backend, asked.tasks, ask)
     directory = asked.out / "runs" / plan.run_id

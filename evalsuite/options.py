@@ -43,6 +43,10 @@ Data = Annotated[
     Path | None,
     typer.Option("--data", parser=directory, metavar="DIRECTORY", help="What `data fetch` brought; no network then."),
 ]
+Fast = Annotated[bool | None, typer.Option("--fast", help="Let last bits of an answer depend on the batch.")]
+LmEvalRounding = Annotated[
+    bool | None, typer.Option("--lm-eval-rounding", help="Round log-probabilities as lm-eval does.")
+]
 
 # How a checkpoint is opened; see `evalsuite.backends.opening`.
 Pickles = Annotated[

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -259,6 +259,16 @@ class ModelInfo:
     tokenizer: str  # sha256
     window: int | None = None  # tokens it can see; None is unlimited
     details: Mapping[str, object] = field(default_factory=dict)  # device, dtype, kernels: goes into run.json
+
+
+class Numbers(NamedTuple):
+    """What a run gives up of exactness, knowingly; each is part of a record's key."""
+
+    fast: bool = False  # products of all rows at once: last bits may depend on the batch
+    lm_eval_rounding: bool = False  # log-probabilities rounded to the model's dtype, as lm-eval's are
+
+
+EXACT = Numbers()
 
 
 class Backend(Protocol):

@@ -29,7 +29,7 @@ from gdn2.errors import UserError
 SURFACE = {
     "run": "--model --tasks --lengths --samples --profile --haystack --seed --out --device --dtype --batch-tokens "
     "--haystack-offset --budget --allow-pickle-weights --allow-bad-values --set --tokenizer --bos --offline "
-    "--data --no-prefix-sharing --dry-run",
+    "--data --no-prefix-sharing --fast --lm-eval-rounding --dry-run",
     "convert": "source target --to --allow-pickle-weights --allow-bad-values --set --tokenizer --offline",
     "list": "what --out --long",
     "show": "run path --sample --out --allow-pickle-weights --set",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from evalsuite import ranks
 from evalsuite.names import quoted, suggest
-from evalsuite.types import Backend, Tokenizer
+from evalsuite.types import EXACT, Backend, Numbers, Tokenizer
 from gdn2 import env, zoo
 from gdn2.errors import UserError
 
@@ -68,7 +68,7 @@ def opening(given: Mapping[str, object]) -> Options:
 
 def load(
     model: str, *, device: str = "auto", dtype: str | None = None, batch_tokens: int | None = None,
-    given: Mapping[str, object] | None = None, share_prefixes: bool = True,
+    given: Mapping[str, object] | None = None, share_prefixes: bool = True, numbers: Numbers = EXACT,
 ) -> Backend:  # fmt: skip
     """Open a model: a name of `names()`, a preset, a path, hf:OWNER/REPO[@REVISION], or transformers: before either.
 
@@ -78,11 +78,14 @@ def load(
         batch_tokens: prompt tokens read at once; bounds memory, never changes an answer. None is the device's default.
         given: how a checkpoint is opened; see `opening`.
         share_prefixes: read what prompts have in common once; never changes an answer.
+        numbers: what is given up of exactness, for models of ours.
 
     Raises:
-        UserError: no such model or device.
+        UserError: no such model or device, or `numbers` that the model's backend does not have.
         CheckpointError: the checkpoint was refused.
     """
+    if numbers != EXACT and model.startswith(("scripted:", "transformers:")):
+        raise UserError(f"--fast and --lm-eval-rounding are for models of ours, not for {quoted(model)}")
     if model.startswith("scripted:"):
         from evalsuite.backends import scripted
 
@@ -98,7 +101,7 @@ def load(
 
     return native.load(
         model, device=_resolved(device), dtype=dtype, batch_tokens=batch_tokens, options=options,
-        share_prefixes=share_prefixes,
+        share_prefixes=share_prefixes, numbers=numbers,
     )  # fmt: skip
 
 

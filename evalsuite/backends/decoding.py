@@ -96,9 +96,8 @@ class Decoding:
         self._enter()
         assert self._state is not None
         tokens = torch.tensor([item.token for item in self._live], device=self._device)
-        for item, token in zip(
-            self._live, greedy(self.model.logits(self.model.step(tokens, self._state))), strict=True
-        ):
+        logits = self.model.logits(self.model.step(tokens, self._state), stepped=True)
+        for item, token in zip(self._live, greedy(logits).tolist(), strict=True):
             item.token = token
         stay = [row for row, item in enumerate(self._live) if self._goes_on(item)]
         if len(stay) < len(self._live):

@@ -9,22 +9,35 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Literal
+from itertools import chain
 
 import numpy as np
 import torch
 
 from evalsuite.backends.decoding import Decoding, Generation
-from evalsuite.backends.memory import Shelf, held_budget, raise_if_lost, too_large
-from evalsuite.backends.reading import CHUNK, Held, Job, Reader, Result, first_rank
+from evalsuite.backends.describing import describe
+from evalsuite.backends.memory import Shelf, cache_bytes_per_token, held_budget, raise_if_lost, too_large
+from evalsuite.backends.pool import PooledDecoding
+from evalsuite.backends.reading import CHUNK, Held, Job, Reader, Result, windows
 from evalsuite.backends.selfcheck import first_bad_part, self_check
 from evalsuite.batching import share
-from evalsuite.types import Generate, Ids, LogLikelihood, ModelInfo, Request, Response, Rolling, Tokenizer
+from evalsuite.types import (
+    EXACT,
+    Generate,
+    Ids,
+    LogLikelihood,
+    ModelInfo,
+    Numbers,
+    Request,
+    Response,
+    Rolling,
+    Tokenizer,
+)
 from gdn2.checkpoints import Options, open_model
 from gdn2.errors import SelfCheckError, UserError
-from gdn2.kernels import choose
 from gdn2.models import Decoder
 
 # On a CPU, activations that stay in its caches: reading 16,384 tokens with Mamba-2 and Gated DeltaNet of one million
@@ -48,16 +61,18 @@ class NativeBackend:
         batch_tokens: tokens read at once; bounds memory, never changes an answer.
         slots: sequences read or decoded together; never changes an answer.
         share_prefixes: read what prompts have in common once; off only for comparison.
+        rounding: what log-probabilities and their sums are rounded to, as lm-eval does; None is fp32.
 
     Where the device's memory is exhausted, `batch_tokens` and `slots` halve and the batch is made again.
     """
 
     def __init__(
         self, model: Decoder, tokenizer: Tokenizer, info: ModelInfo, batch_tokens: int = 8192, slots: int = 64,
-        share_prefixes: bool = True,
+        share_prefixes: bool = True, rounding: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.info = model, tokenizer, info
         self.batch_tokens, self.slots, self.share_prefixes = batch_tokens, slots, share_prefixes
+        self.rounding = rounding
         self.device = model.embed.weight.device
         self.shelf = Shelf(held_budget(self.device))
         self.tokens_asked = self.tokens_read = 0  # by all calls so far
@@ -87,12 +102,13 @@ class NativeBackend:
         """Prove on this model that no short cut changes an answer; see `evalsuite.types.Accountable`."""
         try:
             found = self_check(self.model)
+            exact = not self.model.fast
         except torch.OutOfMemoryError:
             raise SelfCheckError(f"there is no memory left on {self.device} to check {self.info.name}") from None
         except RuntimeError as error:
             raise_if_lost(error)
             raise
-        if failures := found.failures(self.model.embed.weight.dtype):
+        if failures := found.failures(self.model.embed.weight.dtype, exact):
             raise SelfCheckError(f"the self check of {self.info.name} failed, nothing was asked: {'; '.join(failures)}")
         return found._asdict()
 
@@ -115,8 +131,10 @@ class _Work:
     """The jobs of one call: shared segments of all contexts, then continuations and generations from their ends."""
 
     def __init__(self, backend: NativeBackend, requests: Sequence[Request]) -> None:
-        self.reader = Reader(backend.model, backend.batch_tokens, backend.slots, backend.shelf)
-        self.decoding = Decoding(backend.model, backend.tokenizer, backend.slots, self._answer)
+        model = backend.model
+        self.reader = Reader(model, backend.batch_tokens, backend.slots, backend.shelf, backend.rounding)
+        kind = PooledDecoding if backend.device.type == "cuda" and not cache_bytes_per_token(model) else Decoding
+        self.decoding = kind(model, backend.tokenizer, backend.slots, self._answer)
         self.tokens_asked = 0
         self._backend, self._requests = backend, requests
         self._out: list[tuple[int, Response]] = []
@@ -189,7 +207,10 @@ class _Work:
         for item in live:
             ids = self._context(item.request)
             self.reader.push(
-                Job(ids, None, partial(self._generate, item.index), partial(self._fail, item.index), want_last=True)
+                Job(
+                    ids, None, partial(self._generate, item.index), partial(self._fail, item.index),
+                    heads=np.zeros(0, np.int32),
+                )  # fmt: skip
             )
 
     def _answer(self, index: int, response: Response) -> None:
@@ -205,13 +226,15 @@ class _Work:
 
     def _push(self, number: int, source: Held | None) -> None:
         segment = self._segments[number]
+        here = [self._requests[self._asking[context]] for context in segment.contexts]
         self.reader.push(
             Job(
                 segment.ids,
                 source,
                 lambda result: self._read(number, result),
                 lambda reason: self._lose(number, reason),
-                want_last=bool(segment.contexts),
+                heads=_heads(here),
+                ranked=any(isinstance(request, LogLikelihood) and request.ranked for request in here),
                 want_state=bool(segment.children),
             )
         )
@@ -230,13 +253,15 @@ class _Work:
         segment = self._segments[number]
         for child in segment.children:
             self._push(child, result.held)
+        heads = iter(result.heads)
         for context in segment.contexts:
             index = self._asking[context]
             request = self._requests[index]
             if isinstance(request, Generate):
                 self._generate(index, result)
             elif isinstance(request, LogLikelihood):
-                self._continue(index, request, result)
+                head = [next(heads)] if len(request.continuation.ids) else []
+                self._continue(index, request, result, head)
 
     def _generate(self, index: int, result: Result) -> None:
         request = self._requests[index]
@@ -247,19 +272,18 @@ class _Work:
         self._backend.shelf.put(result.held.state)
         self.decoding.add(Generation(index, request, result.held, result.best, self._started))
 
-    def _continue(self, index: int, request: LogLikelihood, result: Result) -> None:
-        """Score a continuation: its first token from the end of the context, the others by reading it."""
-        assert result.last is not None
+    def _continue(self, index: int, request: LogLikelihood, result: Result, head: list[list[float]]) -> None:
+        """Score a continuation: its first token is `head`, from the end of the context; the others are read."""
         rest = request.continuation.ids
         ids = np.concatenate([request.context.ids, rest])
         self.tokens_asked += max(len(rest) - 1, 0)
-        head = [result.last[int(rest[0])].item()] if len(rest) else []
-        head_greedy = not len(rest) or result.best == int(rest[0])
-        rank = first_rank(result.last, rest) if request.ranked else None
+        logprobs = [logprob for logprob, _, _ in head]
+        greedy = all(best for _, best, _ in head)
+        rank = max([1, *(int(place) for _, _, place in head)]) if request.ranked else None
 
         def done(tail: Result) -> None:
             worst = None if rank is None else max(rank, tail.rank)
-            self._answer(index, self._scored(ids, [*head, *tail.logprobs], head_greedy and tail.greedy, worst))
+            self._answer(index, self._scored(ids, [*logprobs, *tail.logprobs], greedy and tail.greedy, worst))
 
         if len(rest) > 1:
             stepped = len(rest) - 1 <= STEPPED.get(self._backend.device.type, 0)
@@ -267,7 +291,7 @@ class _Work:
             job.ranked = request.ranked
             self.reader.push(job)
         else:
-            self._answer(index, self._scored(ids, head, head_greedy, rank))
+            self._answer(index, self._scored(ids, logprobs, greedy, rank))
 
     def _blame(self, ids: Ids) -> str:
         """Where in the model the values of a failed request stop being finite."""
@@ -276,11 +300,15 @@ class _Work:
         return f"values that are not finite, first in {where}"
 
     def _scored(self, ids: Ids, logprobs: list[float], greedy: bool | None, rank: int | None = None) -> Response:
-        total = math.fsum(logprobs) if all(map(math.isfinite, logprobs)) else math.nan
+        total = self._sum(logprobs) if all(map(math.isfinite, logprobs)) else math.nan
         latency = time.monotonic() - self._started
         if math.isnan(total):
             return Response(ended="error", error=self._blame(ids), tokens=len(logprobs), latency_s=latency)
         return Response(logprob=total, greedy=greedy, rank=rank, tokens=len(logprobs), latency_s=latency)
+
+    def _sum(self, logprobs: list[float]) -> float:
+        rounding = self._backend.rounding
+        return math.fsum(logprobs) if rounding is None else float(torch.tensor(logprobs, dtype=rounding).sum())
 
     def _roll(self, index: int, request: Rolling) -> None:
         """Push the windows of a document."""
@@ -299,28 +327,21 @@ class _Work:
             results[number] = result
             if all(results):
                 through = [r for r in results if r is not None]
-                logprobs = [x for r, (_, skip, _) in zip(through, cuts, strict=True) for x in r.logprobs[skip:]]
-                self._answer(index, self._scored(request.document.ids, logprobs, None))
+                parts = [r.logprobs[skip:] for r, (_, skip, _) in zip(through, cuts, strict=True)]
+                if self._backend.rounding is not None:  # each window's sum is rounded, theirs is not
+                    parts = [[self._sum(part)] for part in parts]
+                response = self._scored(request.document.ids, list(chain(*parts)), None)
+                self._answer(index, replace(response, tokens=len(request.document.ids)))
 
         for number, (ids, _, targets) in enumerate(cuts):
             self.tokens_asked += len(ids)
             self.reader.push(Job(ids, None, partial(finish, number), fail, targets=targets))
 
 
-def windows(ids: Ids, prefix: int, size: int | None) -> Iterator[tuple[Ids, int, Ids]]:
-    """Disjoint windows of a document of at most `size` tokens, each with one token of context (lm-eval's rule).
-
-    The last window is filled up with earlier tokens, which are read but not scored.
-
-    Yields:
-        tokens to read, how many of their predictions are not scored, the token after each.
-    """
-    stream = np.concatenate([np.array([prefix], dtype=np.int32), ids])
-    size = size or max(len(ids), 1)
-    for begin in range(0, len(ids), size):
-        end = min(begin + size, len(ids))
-        context = begin if end - begin == size else max(end - size, 0)
-        yield stream[context:end], begin - context, stream[context + 1 : end + 1]
+def _heads(ending: Sequence[Request]) -> Ids | None:
+    """First tokens of the continuations of requests whose contexts end somewhere; None where none ends."""
+    firsts = [request.continuation.ids[:1] for request in ending if isinstance(request, LogLikelihood)]
+    return (np.concatenate(firsts) if firsts else np.zeros(0, np.int32)) if ending else None
 
 
 def _longest(request: Request) -> int:
@@ -336,7 +357,7 @@ def _longest(request: Request) -> int:
 
 def load(
     source: str, *, device: str = "cpu", dtype: str | None = None, batch_tokens: int | None = None,
-    options: Options | None = None, share_prefixes: bool = True,
+    options: Options | None = None, share_prefixes: bool = True, numbers: Numbers = EXACT,
 ) -> NativeBackend:  # fmt: skip
     """Open a model of ours: any name or path that `gdn2.checkpoints.open_model` takes.
 
@@ -345,6 +366,7 @@ def load(
         dtype: "float32", "bfloat16" or "float16"; None is float32 on the CPU and bfloat16 on a GPU.
         batch_tokens: tokens read at once; None is `BATCH_TOKENS` of the device.
         options: how the checkpoint is opened.
+        numbers: what is given up of exactness.
 
     Raises:
         UserError: an unknown name, a device that is not there, or a model without a tokenizer.
@@ -361,37 +383,10 @@ def load(
     loaded = open_model(source, device=where, dtype=kind, options=options)
     if loaded.tokenizer is None:
         raise UserError(f"{source} brings no tokenizer: give --tokenizer")
-    info = describe(loaded.model, loaded.name, loaded.digest, loaded.tokenizer)
+    loaded.model.fast = numbers.fast
+    info = describe(loaded.model, loaded.name, loaded.digest, loaded.tokenizer, numbers)
     tokens = batch_tokens or BATCH_TOKENS[where.type]
-    return NativeBackend(loaded.model, loaded.tokenizer, info, tokens, share_prefixes=share_prefixes)
-
-
-def _mixer(options: Mapping[str, object]) -> str:
-    """A layer's mixer as tables call it: the two Mamba-3 are two."""
-    name = str(options["mixer"])
-    return name if name != "mamba3" else "mamba3_siso" if options.get("rank") is None else "mamba3_mimo"
-
-
-def _kernels(model: Decoder) -> str:
-    with torch.no_grad():  # as the requests are answered
-        return choose(model.embed.weight.device, model.blocks()[0].mixer.implementation)
-
-
-def describe(model: Decoder, name: str, checkpoint: str, tokenizer: Tokenizer) -> ModelInfo:
-    """What records say about a model."""
-    config = model.config
-    used = [_mixer(config.mixers[layer]) for layer in config.pattern]
-    kinds = {layer.mixer.kind for layer in model.blocks()}
-    family: Literal["recurrent", "hybrid", "transformer"] = (
-        "hybrid" if len(kinds) > 1 or "hybrid" in kinds else "recurrent" if kinds == {"recurrent"} else "transformer"
-    )
-    recurrent = [mixer for mixer, layer in zip(used, model.blocks(), strict=True) if layer.mixer.kind != "attention"]
-    weight = model.embed.weight
-    identity = {
-        "device": weight.device.type,
-        "dtype": str(weight.dtype).removeprefix("torch."),
-        "kernels": _kernels(model),
-    }
-    details = {"identity": identity, "train_length": config.train_length, "config": config.to_dict()}
-    mixer = "transformer" if family == "transformer" else "+".join(sorted(set(recurrent)))
-    return ModelInfo(name, mixer, family, model.n_params(), checkpoint, tokenizer.digest, None, details)
+    return NativeBackend(
+        loaded.model, loaded.tokenizer, info, tokens, share_prefixes=share_prefixes,
+        rounding=kind if numbers.lm_eval_rounding else None,
+    )  # fmt: skip

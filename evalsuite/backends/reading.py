@@ -8,9 +8,10 @@ Axes: N rows, T tokens of all rows together, D model width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +36,8 @@ class Result(NamedTuple):
     """What a job found."""
 
     held: Held  # the state after its last token
-    last: Tensor | None  # log-probabilities [V] of the token after it, fp32; only where asked for
-    best: int  # the most likely of them; -1 where they are not finite or not asked for
+    heads: list[list[float]]  # of each of the job's heads: log-probability, whether it is the most likely, rank
+    best: int  # the most likely token after the last one; -1 where values are not finite or nothing was asked
     logprobs: list[float]  # of each target
     greedy: bool  # every target was the most likely token
     rank: int  # the largest rank of a target, 1 where none was ranked
@@ -54,18 +55,18 @@ class Job:
     done: Callable[[Result], None]
     failed: Callable[[str], None]  # told why where the smallest budget was too large
     targets: Ids | None = None
-    want_last: bool = False
+    heads: Ids | None = None  # tokens to be scored after the last one; may be none: then the most likely is found
     want_state: bool = False  # keep a copy of the state alone, not the whole batch it was read in
     stepped: bool = False  # read token by token: for a few tokens whose last state nobody wants
-    ranked: bool = False  # find the targets' ranks
+    ranked: bool = False  # find the ranks of targets and heads
     logprobs: list[float] = field(default_factory=list)
     greedy: bool = True
     rank: int = 1
 
 
-def greedy(logits: Tensor) -> list[int]:
-    """The most likely token of each row of logits (or log-probabilities) [N, V]; -1 where a row is not finite."""
-    return torch.where(torch.isfinite(logits).all(-1), logits.argmax(-1), -1).tolist()
+def greedy(logits: Tensor) -> Tensor:
+    """The most likely token of each row of logits (or log-probabilities) [N, V], int64 [N]; -1 where not finite."""
+    return torch.where(torch.isfinite(logits).all(-1), logits.argmax(-1), -1)
 
 
 def ranks(table: Tensor, targets: Tensor) -> Tensor:
@@ -75,27 +76,47 @@ def ranks(table: Tensor, targets: Tensor) -> Tensor:
     return 1 + ((table > own) | ((table == own) & before)).sum(-1)
 
 
-def first_rank(table: Tensor, ids: Ids) -> int:
-    """Rank of the first of `ids` among the log-probabilities [V]; 1 where there is none."""
-    return int(ranks(table[None], torch.tensor([int(ids[0])], device=table.device))) if len(ids) else 1
-
-
 class _Found(NamedTuple):
-    """What one batch found, by row."""
+    """What one batch found. The tensors may still be on their way from the device."""
 
+    jobs: list[Job]
+    pieces: list[Ids]
     held: list[Held]
-    scores: dict[int, tuple[list[float], bool, int]]
-    lasts: dict[int, tuple[Tensor, int]]
+    scores: Coming  # of all targets: log-probability, whether it was the most likely token, and rank, [n, 3]
+    heads: Coming  # the same of all heads
+    best: Coming  # the most likely token after each job that is through and asked for it [n]
+
+
+class Coming:
+    """Numbers on their way to the host. Copied when made, so that work queued later is not waited for."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._parts = [part.to("cpu", non_blocking=True) for part in parts]
+        if parts and parts[0].is_cuda:
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def numbers(self) -> list[Any]:
+        """All of them, once they are here."""
+        if self._event is not None:
+            self._event.synchronize()
+        return [x for part in self._parts for x in part.tolist()]
 
 
 class Reader:
     """Runs jobs in batches of at most `batch_tokens` tokens and `rows` rows; neither changes a result.
 
+    On a GPU the next batch is made and sent off before the results of the last one are looked at.
+
     Args:
         shelf: where states wait.
+        rounding: what log-probabilities are rounded to, as lm-eval's are; None is fp32.
     """
 
-    def __init__(self, model: Decoder, batch_tokens: int, rows: int, shelf: Shelf) -> None:
+    def __init__(
+        self, model: Decoder, batch_tokens: int, rows: int, shelf: Shelf, rounding: torch.dtype | None = None
+    ) -> None:
         self.model = model
         self.batch_tokens = max(batch_tokens - batch_tokens % CHUNK, CHUNK)
         self.rows = rows
@@ -104,6 +125,9 @@ class Reader:
         self._whole: list[Job] = []
         self._stepped: list[Job] = []
         self._device = model.embed.weight.device
+        self._rounding = rounding
+        self._ahead = self._device.type == "cuda"
+        self._sent: _Found | None = None
 
     def push(self, job: Job) -> None:
         (self._stepped if job.stepped else self._whole).append(job)
@@ -111,7 +135,7 @@ class Reader:
             self._shelf.put(job.source.state)
 
     def __bool__(self) -> bool:
-        return bool(self._stack)
+        return bool(self._stack) or self._sent is not None
 
     @property
     def _stack(self) -> list[Job]:
@@ -119,32 +143,42 @@ class Reader:
         return self._stepped or self._whole
 
     def run_batch(self) -> None:
-        """Read one batch of jobs and tell each that is through.
+        """Read one batch of jobs and tell each job of this one, or of the one before, that is through.
 
         Raises:
             torch.OutOfMemoryError: the device's memory is exhausted; the jobs wait as before.
         """
-        jobs, pieces = self._take()
-        try:
-            found = self._read(jobs, pieces)
-        except torch.OutOfMemoryError:
-            (self._stepped if jobs[0].stepped else self._whole).extend(jobs[::-1])
-            raise
-        self.tokens_read += sum(map(len, pieces))
-        for row, (job, piece) in enumerate(zip(jobs, pieces, strict=True)):
-            if row in found.scores:
-                logprobs, greedy, rank = found.scores[row]
-                job.logprobs += logprobs
-                job.greedy &= greedy
-                job.rank = max(job.rank, rank)
+        found = None
+        if self._stack:
+            jobs, pieces = self._take()
+            try:
+                found = self._read(jobs, pieces)
+            except torch.OutOfMemoryError:
+                (self._stepped if jobs[0].stepped else self._whole).extend(jobs[::-1])
+                raise
+            self.tokens_read += sum(map(len, pieces))
+        ready, self._sent = (self._sent, found) if self._ahead else (found, None)
+        if ready is not None:
+            self._tell(ready)
+            self._shelf.settle()
+
+    def _tell(self, found: _Found) -> None:
+        """Hand a batch's results to its jobs; those that are not through wait for their next piece."""
+        scores, heads, bests = (iter(x.numbers()) for x in (found.scores, found.heads, found.best))
+        for row, (job, piece) in enumerate(zip(found.jobs, found.pieces, strict=True)):
+            if job.targets is not None:
+                scored = list(islice(scores, len(piece)))
+                job.logprobs += [logprob for logprob, _, _ in scored]
+                job.greedy &= all(best for _, best, _ in scored)
+                job.rank = max([job.rank, *(int(rank) for _, _, rank in scored)])
             if len(piece) == len(job.ids):
-                last, best = found.lasts.get(row, (None, -1))
-                job.done(Result(found.held[row], last, best, job.logprobs, job.greedy, job.rank))
+                asked = [] if job.heads is None else list(islice(heads, len(job.heads)))
+                best = -1 if job.heads is None else next(bests)
+                job.done(Result(found.held[row], asked, best, job.logprobs, job.greedy, job.rank))
             else:
                 job.ids, job.source = job.ids[len(piece) :], found.held[row]
                 job.targets = None if job.targets is None else job.targets[len(piece) :]
                 self.push(job)
-        self._shelf.settle()
 
     def shrink(self) -> bool:
         """Halve the budgets after memory was exhausted; False where they are the smallest already."""
@@ -168,18 +202,25 @@ class Reader:
             room -= len(jobs[-1].ids)
         return jobs, [job.ids[: self.batch_tokens] for job in jobs]
 
-    def _read(self, jobs: Sequence[Job], pieces: Sequence[Ids]) -> _Found:
+    def _read(self, jobs: list[Job], pieces: list[Ids]) -> _Found:
         """Run the model on the jobs' next pieces; changes nothing."""
         ragged = Ragged([len(piece) for piece in pieces], self._device)
         if jobs[0].stepped:
             hidden, state = self._step(jobs, ragged)
             held = [Held(state, 0)] * len(jobs)
-            return _Found(held, self._scores(jobs, pieces, hidden, ragged), {})
-        ids = torch.from_numpy(np.concatenate(pieces).astype(np.int64)).to(self._device)
-        hidden, state = self.model(ids, ragged, self._sources(jobs))
-        alone = [job.want_state or len(piece) < len(job.ids) for job, piece in zip(jobs, pieces, strict=True)]
-        held = [Held(state.select([row]), 0) if copy else Held(state, row) for row, copy in enumerate(alone)]
-        return _Found(held, self._scores(jobs, pieces, hidden, ragged), self._lasts(jobs, pieces, hidden, ragged))
+        else:
+            ids = self._sent_over(np.concatenate(pieces))
+            hidden, state = self.model(ids, ragged, self._sources(jobs))
+            alone = [job.want_state or len(piece) < len(job.ids) for job, piece in zip(jobs, pieces, strict=True)]
+            held = [Held(state.select([row]), 0) if copy else Held(state, row) for row, copy in enumerate(alone)]
+        scores = Coming(self._scores(jobs, pieces, hidden, ragged))
+        heads, best = self._ends(jobs, pieces, hidden, ragged)
+        return _Found(jobs, pieces, held, scores, Coming(heads), Coming(best))
+
+    def _sent_over(self, numbers: Ids) -> Tensor:
+        """Integers as int64 on the device, without waiting for it."""
+        here = torch.from_numpy(numbers.astype(np.int64))
+        return here.pin_memory().to(self._device, non_blocking=True) if self._ahead else here.to(self._device)
 
     def _step(self, jobs: Sequence[Job], ragged: Ragged) -> tuple[Tensor, State]:
         """Read the jobs token by token: hidden [T, D] in packed order, and the state of those read last."""
@@ -214,10 +255,13 @@ class Reader:
                 run = []
         return parts[0] if len(parts) == 1 else State.concat(parts)
 
-    def _scores(
-        self, jobs: Sequence[Job], pieces: Sequence[Ids], hidden: Tensor, ragged: Ragged
-    ) -> dict[int, tuple[list[float], bool, int]]:
-        """Log-probability of every target of every job, whether all are the most likely tokens, and the worst rank."""
+    def _table(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and log-probabilities [n, V] after hidden [n, D], the latter rounded if so asked."""
+        logits = self.model.logits(hidden)
+        return logits, logits.log_softmax(-1) if self._rounding is None else logits.to(self._rounding).log_softmax(-1)
+
+    def _scores(self, jobs: Sequence[Job], pieces: Sequence[Ids], hidden: Tensor, ragged: Ragged) -> list[Tensor]:
+        """What `_picked` says of every target of every job: [n, 3] together."""
         rows: list[int] = []
         wanted: list[Ids] = []
         for row, (job, piece) in enumerate(zip(jobs, pieces, strict=True)):
@@ -225,39 +269,52 @@ class Reader:
                 rows += range(ragged.starts[row], ragged.starts[row] + len(piece))
                 wanted.append(job.targets[: len(piece)])
         if not wanted:
-            return {}
-        targets = torch.from_numpy(np.concatenate(wanted).astype(np.int64)).to(self._device)
-        values: list[float] = []
-        best: list[bool] = []
-        places: list[int] = []
+            return []
+        targets = self._sent_over(np.concatenate(wanted))
+        places = self._sent_over(np.array(rows))
+        parts = []
         for at in range(0, len(rows), self.batch_tokens):
             now = targets[at : at + self.batch_tokens]
-            index = torch.tensor(rows[at : at + self.batch_tokens], device=self._device)
-            table = self.model.logits(hidden[index]).log_softmax(-1)
-            values += table.gather(1, now[:, None])[:, 0].tolist()
-            best += (table.argmax(-1) == now).tolist()
-            if any(job.ranked for job in jobs):
-                places += ranks(table, now).tolist()
-        scores: dict[int, tuple[list[float], bool, int]] = {}
-        begin = 0
-        for row, (job, piece) in enumerate(zip(jobs, pieces, strict=True)):
-            if job.targets is not None:
-                end = begin + len(piece)
-                scores[row] = values[begin:end], all(best[begin:end]), max(places[begin:end], default=1)
-                begin = end
-        return scores
+            _, table = self._table(hidden[places[at : at + self.batch_tokens]])
+            parts.append(self._picked(table, torch.arange(len(now), device=self._device), now, jobs))
+        return parts
 
-    def _lasts(
+    @staticmethod
+    def _picked(table: Tensor, rows: Tensor, tokens: Tensor, jobs: Sequence[Job]) -> Tensor:
+        """Of `tokens` [n] in `rows` [n] of a table of log-probabilities: that, whether it is the most likely, rank."""
+        own = table[rows, tokens].float()
+        rank = ranks(table[rows], tokens).float() if any(job.ranked for job in jobs) else torch.ones_like(own)
+        return torch.stack([own, (table.argmax(-1)[rows] == tokens).float(), rank], 1)
+
+    def _ends(
         self, jobs: Sequence[Job], pieces: Sequence[Ids], hidden: Tensor, ragged: Ragged
-    ) -> dict[int, tuple[Tensor, int]]:
-        """Log-probabilities of the next token, and the best one, for the rows that are through and asked for them."""
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What `_picked` says of the heads of the jobs that are through, and the most likely token after each job."""
         rows = [
-            row
+            (row, job.heads)
             for row, (job, piece) in enumerate(zip(jobs, pieces, strict=True))
-            if job.want_last and len(piece) == len(job.ids)
+            if job.heads is not None and len(piece) == len(job.ids)
         ]
         if not rows:
-            return {}
-        ends = torch.tensor([ragged.starts[row + 1] - 1 for row in rows], device=self._device)
-        table = self.model.logits(hidden[ends]).log_softmax(-1)
-        return dict(zip(rows, zip(table.unbind(0), greedy(table), strict=True), strict=True))
+            return [], []
+        ends = self._sent_over(np.array([ragged.starts[row + 1] - 1 for row, _ in rows]))
+        logits, table = self._table(hidden[ends])
+        of = self._sent_over(np.repeat(np.arange(len(rows)), [len(heads) for _, heads in rows]))
+        heads = self._sent_over(np.concatenate([heads for _, heads in rows]))
+        return [self._picked(table, of, heads, jobs)], [greedy(logits)]
+
+
+def windows(ids: Ids, prefix: int, size: int | None) -> Iterator[tuple[Ids, int, Ids]]:
+    """Disjoint windows of a document of at most `size` tokens, each with one token of context (lm-eval's rule).
+
+    The last window is filled up with earlier tokens, which are read but not scored.
+
+    Yields:
+        tokens to read, how many of their predictions are not scored, the token after each.
+    """
+    stream = np.concatenate([np.array([prefix], dtype=np.int32), ids])
+    size = size or max(len(ids), 1)
+    for begin in range(0, len(ids), size):
+        end = min(begin + size, len(ids))
+        context = begin if end - begin == size else max(end - size, 0)
+        yield stream[context:end], begin - context, stream[context + 1 : end + 1]

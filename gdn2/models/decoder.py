@@ -5,6 +5,8 @@ Axes: N sequences, T tokens of all sequences together (packed, never padded), D 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import cast
 
 import torch
@@ -14,10 +16,15 @@ from gdn2 import numerics
 from gdn2.kernels import Implementation
 from gdn2.mixers import Mixer, build
 from gdn2.mixers.conv import ShortConv
-from gdn2.mixers.linear import Linear, blocked
+from gdn2.mixers.linear import BLOCK, Linear, blocked, rows_at_once
 from gdn2.models.config import ModelConfig
 from gdn2.models.state import State
 from gdn2.ragged import Ragged
+
+# Rows of one matrix product: of prompts, and of a step of decoding. A step of few rows fills a block with zeros, which
+# costs a CPU their arithmetic; a GPU's smallest tile is as large, and larger ones suit its prompts.
+PROMPT_ROWS = {"cpu": 64, "cuda": 256}
+STEP_ROWS = {"cpu": 16, "cuda": 64}
 
 FP32_PARAMETERS = ("A_log", "dt_bias")  # rates of decay, never rounded to half precision
 
@@ -72,7 +79,12 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A causal language model over packed sequences."""
+    """A causal language model over packed sequences.
+
+    A row's numbers do not depend on the other rows, unless `fast` is set: then products are made of all rows at once.
+    """
+
+    fast = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -99,19 +111,24 @@ class Decoder(nn.Module):
             raise ValueError(f"ids must be the {ragged.n_tokens} packed tokens of the batch, got {list(ids.shape)}")
         x = self._embedded(ids)
         layers = []
-        for i, layer in enumerate(self.blocks()):
-            y, new = layer.mixer(layer.mixer_input(x), ragged, None if state is None else state.layers[i])
-            x = layer.add(x, y)
-            layers.append(new)
+        with self._products(PROMPT_ROWS):
+            for i, layer in enumerate(self.blocks()):
+                y, new = layer.mixer(layer.mixer_input(x), ragged, None if state is None else state.layers[i])
+                x = layer.add(x, y)
+                layers.append(new)
         return self._final(x), State(layers, ragged.counts.clone() if state is None else state.seen + ragged.counts)
 
     def step(self, ids: Tensor, state: State) -> Tensor:
         """One more token ids [N] of each sequence: hidden [N, D]; `state` moves on in place."""
         x = self._embedded(ids)
-        for layer, layer_state in zip(self.blocks(), state.layers, strict=True):
-            x = layer.add(x, layer.mixer.step(layer.mixer_input(x), layer_state))
+        with self._products(STEP_ROWS):
+            for layer, layer_state in zip(self.blocks(), state.layers, strict=True):
+                x = layer.add(x, layer.mixer.step(layer.mixer_input(x), layer_state))
         state.seen += 1
         return self._final(x)
+
+    def _products(self, rows: Mapping[str, int]) -> AbstractContextManager[None]:
+        return rows_at_once(None if self.fast else rows.get(self.embed.weight.device.type, BLOCK))
 
     def _embedded(self, ids: Tensor) -> Tensor:
         x = self.embed(ids)
@@ -120,9 +137,10 @@ class Decoder(nn.Module):
     def _final(self, x: Tensor) -> Tensor:
         return self.norm(x).to(self.norm.weight.dtype)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits [n, vocabulary] of hidden [n, D], in fp32 outside training."""
-        out = _product(hidden, self.embed.weight if self.config.tied else self.head.weight)
+    def logits(self, hidden: Tensor, *, stepped: bool = False) -> Tensor:
+        """Next-token logits [n, vocabulary] of hidden [n, D] from `forward`, or `step`; in fp32 outside training."""
+        with self._products(STEP_ROWS if stepped else PROMPT_ROWS):
+            out = _product(hidden, self.embed.weight if self.config.tied else self.head.weight)
         return out if torch.is_grad_enabled() else out.float()
 
     def new_state(self, n: int) -> State:

@@ -1,0 +1,136 @@
+"""Decoding on a GPU: one captured step over a pool of states of fixed size, finished rows make room for waiting ones.
+
+The step takes its tokens from where it left them, so the next one is sent off before the last one's tokens are looked
+at: text is decoded and stop strings are searched while the device works. A row that turns out to have ended has then
+made one step too many, which nobody reads.
+
+Axes: P slots of the pool, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from evalsuite.backends.decoding import Decoding, Generation
+from evalsuite.backends.memory import taken
+from evalsuite.backends.reading import Coming, greedy
+from evalsuite.types import Response, Tokenizer
+from gdn2.models import Decoder, State
+
+WARM_UPS = 2  # calls before a step is captured, in which kernels are compiled and libraries make their plans
+
+
+class _Sent(NamedTuple):
+    """A step on its way: whose token each slot's is, and the tokens."""
+
+    slots: list[Generation | None]
+    tokens: Coming
+
+
+class _Pool:
+    """States of P sequences, their last tokens, and the step that moves both on."""
+
+    def __init__(self, model: Decoder, size: int) -> None:
+        self.model, self.size = model, size
+        device = model.embed.weight.device
+        self.state = model.new_state(size)
+        self.tokens = torch.zeros(size, dtype=torch.int64, device=device)
+        self.best = torch.zeros_like(self.tokens)
+        self.step: Callable[[], object] = self._captured() if device.type == "cuda" else self._step
+
+    def _step(self) -> None:
+        logits = self.model.logits(self.model.step(self.tokens, self.state), stepped=True)
+        self.best.copy_(greedy(logits))
+        self.tokens.copy_(self.best.clamp_min(0))
+
+    def _captured(self) -> Callable[[], object]:
+        """The step as a CUDA graph. What the warm-up leaves in the states is overwritten by whoever enters."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                self._step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step()
+        return graph.replay
+
+
+class PooledDecoding(Decoding):
+    """Generations under way in a pool that doubles until it has all slots. See `Decoding`."""
+
+    def __init__(
+        self, model: Decoder, tokenizer: Tokenizer, slots: int, answer: Callable[[int, Response], None]
+    ) -> None:
+        super().__init__(model, tokenizer, slots, answer)
+        self._pool: _Pool | None = None
+        self._places: list[Generation | None] = []  # whose each slot is
+        self._sent: _Sent | None = None
+
+    @property
+    def _living(self) -> list[Generation]:
+        return [item for item in self._places if item is not None]
+
+    def restart(self) -> list[Generation]:
+        self._live = self._living
+        self._pool, self._places, self._sent = None, [], None
+        return super().restart()
+
+    def step(self) -> None:
+        """Send off one more token of every live generation, and look at those sent before."""
+        self._enter()
+        sent = None
+        if self._living:
+            assert self._pool is not None
+            self._pool.step()
+            sent = _Sent(list(self._places), Coming([self._pool.best]))
+        ready, self._sent = self._sent, sent
+        if ready is not None:
+            self._look(ready)
+        self._live = self._living
+
+    def __bool__(self) -> bool:
+        return super().__bool__() or self._sent is not None
+
+    def _look(self, sent: _Sent) -> None:
+        for slot, (item, token) in enumerate(zip(sent.slots, sent.tokens.numbers(), strict=True)):
+            if item is None or self._places[slot] is not item:
+                continue  # it had ended when this step was sent off
+            item.token = token
+            if not self._goes_on(item):
+                self._places[slot] = None
+
+    def _enter(self) -> None:
+        """Fill free slots from the waiting; states are copied in."""
+        room = self.slots - len(self._living)
+        entering = self._waiting[:room]
+        if not entering:
+            return
+        self._grow(len(self._living) + len(entering))
+        assert self._pool is not None
+        free = [slot for slot, item in enumerate(self._places) if item is None][: len(entering)]
+        states = [taken(item.held.state, [item.held.row], self._device) for item in entering]
+        self._pool.state.write(free, State.concat(states))
+        at = torch.tensor(free, device=self._device)
+        self._pool.tokens[at] = torch.tensor([item.token for item in entering], device=self._device)
+        for slot, item in zip(free, entering, strict=True):
+            self._places[slot] = item
+        del self._waiting[: len(entering)]
+        self._live = self._living
+
+    def _grow(self, rows: int) -> None:
+        """Make the pool hold `rows`."""
+        old = self._pool
+        if old is not None and old.size >= rows:
+            return
+        pool = _Pool(self.model, min(self.slots, 1 << (rows - 1).bit_length()))
+        if old is not None:
+            here = list(range(old.size))
+            pool.state.write(here, old.state)
+            pool.tokens[: old.size] = old.tokens
+        self._pool = pool
+        self._places += [None] * (pool.size - len(self._places))
