@@ -34,7 +34,8 @@ TASKS = {
 }
 
 # Metrics whose records hold negative log-likelihoods in nats a unit, weighted by units; a cell is their exponential.
-PERPLEXITIES = frozenset({"word_perplexity", "perplexity"})
+PERPLEXITIES = frozenset({"word_perplexity", "byte_perplexity", "perplexity"})
+UNBOUNDED = PERPLEXITIES | {"bits_per_byte"}  # no shares, whatever their values
 
 
 def task_label(task: str) -> str:
@@ -161,7 +162,7 @@ def summary(records: Records) -> pd.DataFrame:
         named, errors = dict(zip(keys, key, strict=True)), int(failed.pop(key, 0))
         runs = sorted(group["run_id"].unique())
         rows.append(named | {"runs": tuple(runs)} | _measure(group, errors, _planned(named, runs, asked)))
-        rows[-1]["shares"] &= named["metric"] not in PERPLEXITIES
+        rows[-1]["shares"] &= named["metric"] not in UNBOUNDED
     # Cells in which every sample failed are cells too.
     empty: dict[str, object] = dict.fromkeys(("mean", "low", "high", "prompt_min", "prompt_mean"))
     empty |= {"method": "", "n": 0, "shares": True, "runs": ()}

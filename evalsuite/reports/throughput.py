@@ -201,9 +201,10 @@ def against_length(speeds: Sequence[Speed], files: Sequence[Path]) -> None:
             held = [s for s in whole if s.peak_bytes is not None]
             label = escape.figure(name, 60)
             looks = look(number) | {"clip_on": False}
-            axes[0].plot([s.length for s in whole], [s.tokens_per_s for s in whole], label=label, **looks)
-            axes[1].plot([s.length for s in held], [(s.peak_bytes or 0) / 2**30 for s in held], **looks)
-        for ax, name in zip(axes, ("tokens / s", "peak memory (GiB)"), strict=True):
+            axes[0].plot([s.length for s in whole], [s.tokens_per_s / 1e3 for s in whole], label=label, **looks)
+            if held:  # an empty line that is not clipped would count as one at the figure's corner
+                axes[1].plot([s.length for s in held], [(s.peak_bytes or 0) / 2**30 for s in held], **looks)
+        for ax, name in zip(axes, ("thousand tokens / s", "peak memory (GiB)"), strict=True):
             length_axis(ax, [s.length for s in speeds])
             ax.set_ylim(bottom=0)
             ax.set_ylabel(name)

@@ -70,7 +70,8 @@ def plot(logs: Sequence[Log], files: Sequence[Path]) -> None:
         for ax, (title, curves) in zip(axes, shown.items(), strict=True):
             for number, (log, curve) in enumerate(zip(logs, curves, strict=True)):
                 looks = look(number) | {"clip_on": False} | ({} if len(curve) < 12 else {"marker": ""})
-                ax.plot([x for x, _ in curve], [y for _, y in curve], label=escape.figure(log.name), **looks)
+                if curve:  # an empty line that is not clipped would count as one at the figure's corner
+                    ax.plot([x for x, _ in curve], [y for _, y in curve], label=escape.figure(log.name), **looks)
             ax.set_title(escape.figure(title))
             ax.set_xlim(left=0)
             if title.endswith("(%)"):

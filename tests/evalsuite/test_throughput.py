@@ -75,7 +75,7 @@ def test_the_figures_name_what_they_show(bench, tmp_path):
     throughput.plot([], [tmp_path / "b.svg"])
     assert not [t for t in texts(tmp_path / "b.svg") if t and "measured" in t]
     throughput.against_length(speeds, [tmp_path / "c.svg", tmp_path / "c.png"])
-    assert {"peak memory (GiB)", "tokens / s", "gdn2-tiny, ours (reading)", "m3 (training)"} <= set(
+    assert {"peak memory (GiB)", "thousand tokens / s", "gdn2-tiny, ours (reading)", "m3 (training)"} <= set(
         texts(tmp_path / "c.svg")
     )
     with pytest.raises(DataError, match="no measurements"):
