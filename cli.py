@@ -220,6 +220,7 @@ def show(
     run: Annotated[str, typer.Argument(help="Id of a run, or its beginning (see `list runs`); or: checkpoint PATH.")],
     path: Annotated[str | None, typer.Argument(help="A checkpoint, to look at without loading it.")] = None,
     sample: Annotated[str | None, typer.Option(help="Show the records and the prompt of this sample.")] = None,
+    where: reports.Where = None,
     out: opt.Out = Path("results"),
     allow_pickle_weights: opt.Pickles = None,
     given: opt.Values = None,
@@ -236,7 +237,13 @@ def show(
         for name, value in lines:
             echo(f"{one_line(name):14} {one_line(value)}")
         raise typer.Exit(4 if lines[-1][0] == "refused" else 0)
-    directory = reader.find(out, run)
+    directory = reader.locate(out, run)
+    if where:
+        from evalsuite.reports import actions
+
+        for line in actions.trace(directory, where, warn):
+            echo(line)
+        return
     if sample is None:
         for name, value in reader.settings(directory):
             echo(f"{one_line(name):28} {one_line(value)}")

@@ -99,6 +99,33 @@ class Bar:
         self._bar.stop()
 
 
+class Screen:
+    """The whole terminal, as long as the context lasts; what was there before comes back."""
+
+    def __enter__(self) -> Screen:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console()
+        self._live = Live(console=self._console, screen=True, auto_refresh=False, vertical_overflow="crop")
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    @property
+    def height(self) -> int:
+        """Lines there are."""
+        return self._console.height
+
+    def show(self, text: str) -> None:
+        """Put `text` there; it is not parsed as markup. Lines too long for the terminal are cut."""
+        from rich.text import Text
+
+        self._live.update(Text(text, no_wrap=True, overflow="crop"), refresh=True)
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them: 45 s, 3 min 20 s, 2 h 05 min."""
     whole = round(seconds)

@@ -57,6 +57,11 @@ def find(out: Path, name: str) -> Path:
     return known[found[0]]
 
 
+def locate(out: Path, name: str) -> Path:
+    """The run `name`: a directory, or an id below `out` as `find` takes it."""
+    return Path(name) if (Path(name) / runfile.NAME).is_file() else find(out, name)
+
+
 def status(directory: Path, content: dict[str, Any]) -> str:
     """The status in `run.json`, told from that of a process which died without a word."""
     said = str(content.get("status", "unknown"))

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from evalsuite import show
-from evalsuite.names import quoted, slug, suggest
+from evalsuite.names import aligned, one_line, quoted, slug, suggest
 from evalsuite.reports import compare as comparing
 from evalsuite.reports import (
     drawing,
@@ -25,11 +26,14 @@ from evalsuite.reports import (
     training,
 )
 from evalsuite.reports import tables as layout
-from evalsuite.reports.cells import TASKS, rank
+from evalsuite.reports.cells import TASKS, length_label, rank, shown, summary
 from evalsuite.reports.grid import Grid
 from evalsuite.reports.select import select
 from evalsuite.store import Warn
 from gdn2.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PUBLISHED: dict[str, layout.Published] = {"matched": "matched", "all": "all", "none": "none"}
 FORMATS: dict[str, files.Format | None] = {"text": None} | {form: form for form in files.SUFFIXES.values()}
@@ -110,7 +114,7 @@ def _renderer(grid: Grid) -> Callable[[str], str]:
 def compare(runs: Sequence[str], results: Path, where: Sequence[str], output: Output, warn: Warn) -> str:
     """Paired tests of the first of `runs` (directories, files or ids below `results`) against the others."""
     output.refuse_wrong()
-    paths = [Path(run) if Path(run).exists() else show.find(results, run) for run in runs]
+    paths = [Path(run) if Path(run).is_file() else show.locate(results, run) for run in runs]
     loaded = [select(load([path], warn, targets=True), where) for path in paths]
     return output.put(_renderer(comparing.build(loaded)))
 
@@ -136,6 +140,38 @@ def paper(
         return f"{out} is what the records give"
     throughput.plot(speeds, [out / f"figure2{suffix}" for suffix in drawing.SUFFIXES])
     return f"wrote tables 2 to 5 and figure 2 to {out}"
+
+
+def trace(directory: Path, where: Sequence[str], warn: Warn) -> list[str]:
+    """The records of a run that fit `where`, one a line, and below them the number a table makes of each cell."""
+    records = select(load([directory], warn, targets=True, outputs=True), where)
+    header = ("task", "length", "metric", "sample", "seed", "score", "outcome", "depth", "target", "output")
+    rows = records.frame.sort_values(["task", "length", "metric", "seed", "sample_id"], key=_natural)
+    lines = aligned(
+        header,
+        [
+            (r.task, length_label(r.length) or "-", r.metric, r.sample_id, r.seed, f"{r.score:.4g}", r.outcome or "-")
+            + ("-" if r.depth != r.depth else f"{100 * r.depth:.0f} %", _short(r.target), _short(r.output))
+            for r in rows.itertuples()
+        ],
+    )
+    lines += [f"error: {r.task} {r.sample_id}: {_short(r.error)}" for r in records.errors.itertuples()]
+    for cell in summary(records).to_dict("records"):
+        value, low, high = shown(cell) if cell["n"] else (float("nan"),) * 3
+        name = f"{cell['task']} {length_label(cell['length'])} {cell['metric']}".replace("  ", " ")
+        lines.append(f"{name}: {value:.2f} [{low:.2f} to {high:.2f}] from {cell['n']} of {cell['asked']} samples")
+    return lines
+
+
+def _natural(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Sort numbers in texts by value, where all texts are numbers."""
+    texts = column.astype("str")
+    return texts.astype("int64") if texts.str.fullmatch("[0-9]{1,18}").all() else texts
+
+
+def _short(text: str) -> str:
+    line = one_line(text)
+    return line if len(line) <= 40 else line[:39] + "…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +227,10 @@ def _of_records(records: frame.Records) -> list[Drawing]:
     return drawings
 
 
-def load(runs: Sequence[Path], warn: Warn, targets: bool = False) -> frame.Records:
+def load(runs: Sequence[Path], warn: Warn, targets: bool = False, outputs: bool = False) -> frame.Records:
     """The records of `runs`, or of the results directory here; `warn` is told of damaged ones."""
-    records = frame.load(list(runs) or [DEFAULT], texts=["target"] if targets else False)
+    texts = [name for name, kept in (("target", targets), ("output", outputs)) if kept]
+    records = frame.load(list(runs) or [DEFAULT], texts=texts)
     for text in records.warnings[:NAMED]:
         warn(text)
     if len(records.warnings) > NAMED:

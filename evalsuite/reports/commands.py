@@ -1,7 +1,8 @@
-"""The commands that read records: `tables`, `compare`, `paper`, `plot`, `plan`; `cli.py` lends them its printing."""
+"""The commands that read records: `tables`, `compare`, `paper`, `plot`, `watch`, and `plan`; `cli.py` adds them."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,7 @@ def add(app: typer.Typer, echo: Echo, echo_table: EchoTable, warn: Echo) -> None
     _add_tables(app, echo, warn)
     _add_paper(app, echo, warn)
     _add_plan(app, echo, echo_table)
+    _add_watch(app, echo)
     _add_plot(app, echo, warn)
 
 
@@ -129,3 +131,20 @@ def _add_plan(app: typer.Typer, echo: Echo, echo_table: EchoTable) -> None:
             echo(f"points that {samples} samples show with {100 * power:g} % power at 5 % over {tests} tests:")
             echo_table(*planning.given(samples, power, tests))
         echo("paired: the same samples for both models (compare), r the correlation of their scores")
+
+
+def _add_watch(app: typer.Typer, echo: Echo) -> None:
+    @app.command()
+    def watch(
+        run: Annotated[str, typer.Argument(help="Directory or id of a run, or its beginning.")],
+        out: opt.Out = Path("results"),
+        every: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between looks.")] = 2.0,
+    ) -> None:
+        """Watch a run: progress, scores with intervals, rate and time left. Ctrl-C ends it; the run goes on.
+
+        gdn2-eval watch gdn2-tiny
+        """
+        from evalsuite import show
+        from evalsuite import watch as watching
+
+        watching.follow(show.locate(out, run), echo, every, sys.stdout.isatty())

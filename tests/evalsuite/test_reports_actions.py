@@ -186,3 +186,15 @@ def test_the_papers_tables_are_written_then_checked(synthetic, warnings, tmp_pat
     with pytest.raises(UserError, match="name it with --out"):
         actions.paper([synthetic.HOME], None, "all", [], True, warnings.append)
     assert "Table 5" in actions.paper([synthetic.HOME], None, "none", ["model=synthetic-gdn2"], False, warnings.append)
+
+
+def test_every_number_of_a_table_leads_to_its_records(tables, synthetic, warnings):
+    run = synthetic.HOME / "runs" / "synthetic-gdn2-h"
+    lines = actions.trace(run, ["task=niah_multikey_1", "length=4k"], warnings.append)
+    assert [line.split()[3] for line in lines[1:12]] == [str(i) for i in range(11)]
+    scores = [float(line.split()[5]) for line in lines[1:12]]
+    assert lines[12] == "niah_multikey_1 4K string_match_all: 18.18 [5.14 to 47.70] from 11 of 16 samples"
+    assert sum(scores) / 11 == pytest.approx(0.1818, abs=1e-4)
+    assert "18.2†" in tables(down="model", across="task,length")
+    failed = actions.trace(synthetic.HOME / "runs" / "synthetic-kda", ["length=8k"], warnings.append)
+    assert "error: niah_single_2 3: out of memory" in failed
