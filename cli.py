@@ -28,6 +28,7 @@ from evalsuite.bench import commands as bench
 from evalsuite.interrupt import Interrupted, Signals
 from evalsuite.names import aligned, one_line, plain, quoted, refuse_unusable, task_options
 from evalsuite.probe import commands as probing
+from evalsuite.reports import capacity
 from evalsuite.reports import commands as reports
 from evalsuite.reports.page import commands as page
 from gdn2 import env
@@ -261,6 +262,7 @@ def show(
 bench.add(app, echo, echo_table)
 checkpoints.add(app, echo)
 reports.add(app, echo, echo_table, warn)
+capacity.add(app, echo_table, warn)
 data_commands.add(app, echo, echo_table, lambda name: importlib.import_module(f"tasks.{name}.commands"))
 page.add(app, echo, warn, find_tasks)
 probing.add(app, echo, echo_table, warn, find_tasks)

@@ -177,7 +177,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A choice a protocol leaves open. `pattern` is what a value must match in full."""
+    """A choice a protocol leaves open. `pattern` is what a value must match in full; a default may be several."""
 
     default: str
     pattern: str
@@ -235,7 +235,7 @@ def expanded(
         for value in given[field_name]:
             if not re.fullmatch(fields[field_name].pattern, value):
                 raise UserError(f"{field_name} {value[:60]!r} of {task} is not {fields[field_name].meaning}")
-    choices = [given.get(key, [one.default]) for key, one in fields.items()]
+    choices = [given.get(key, one.default.split("/")) for key, one in fields.items()]
     made = [dict(zip(fields, values, strict=True)) for values in product(*choices)]
     shown = [[f"{key}={v}" for key, v in one.items() if not brief or v != fields[key].default] for one in made]
     return tuple(":".join([name, *parts]) for parts in shown)

@@ -104,7 +104,8 @@ def _named(name: str) -> list[Task]:
     plain, at, profile = name.partition("@")
     if at:
         return [cast(Task, Chosen(get(plain), profile))]
-    return [get(name if name.startswith("lm_eval:") else _known(name, [*names(), *suites()]))]
+    known = [*names(), *_registry()[1], *suitefile.packaged()]
+    return [get(name if name.startswith("lm_eval:") else _known(name, known))]
 
 
 def _known(name: str, known: list[str]) -> str:

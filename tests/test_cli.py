@@ -39,6 +39,7 @@ SURFACE = {
     "watch": "run --out --every",
     "plan": "--detect --samples --power --tests",
     "plot": "--runs --log --where --out --format",
+    "capacity": "--runs",
     "report": "--runs --out --prompts",
     "probe": "--model --task --length --samples --out --block --profile --haystack --haystack-offset --budget --seed "
     "--device --dtype --format --allow-pickle-weights --allow-bad-values --set --tokenizer --bos --offline",

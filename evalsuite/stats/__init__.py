@@ -1,5 +1,6 @@
 """Intervals, paired tests and effective lengths of scores: pure functions of arrays."""
 
+from evalsuite.stats.capacity import Capacity, capacity
 from evalsuite.stats.intervals import Interval, bootstrap, bootstrap_means, interval, wilson
 from evalsuite.stats.length import Definition, EffectiveLength, effective_length, effective_length_of_average
 from evalsuite.stats.paired import (
@@ -16,12 +17,14 @@ from evalsuite.stats.paired import (
 )
 
 __all__ = [
+    "Capacity",
     "Definition",
     "Difference",
     "EffectiveLength",
     "Interval",
     "bootstrap",
     "bootstrap_means",
+    "capacity",
     "detectable",
     "discordant",
     "effective_length",

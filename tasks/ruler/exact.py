@@ -190,6 +190,15 @@ class Filler:
                 built = _Fit(self, question).run()
         return built
 
+    def again(self, built: Built, asked: Question, question: Question) -> Ids:
+        """Ids of the context that was built for `asked` with another question about it."""
+        tail = built.units[-1] if isinstance(built.units[-1], str) else self.stream.texts(*built.units[-1])[-1]
+        splicer = self.splicer
+        if splicer.safe and len(built.units) > 1:
+            old, new = splicer.pieces([splicer.lead + tail + self.task.closing(one) for one in (asked, question)])
+            return np.concatenate([built.ids[: -len(old)], np.array(new, dtype=np.int32)])
+        return np.array(self.bos + self.tokenizer.encode(self.text(question, built.units)), dtype=np.int32)
+
     def text(self, question: Question, units: Sequence[Unit]) -> str:
         parts: list[str] = []
         for unit in units:

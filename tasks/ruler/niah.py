@@ -143,7 +143,7 @@ class NiahTask:
 
     def _exact(self, setting: Setting, tokenizer: Tokenizer, length: int, count: int, budget: int) -> Sequence[Sample]:
         haystack = self._haystack(setting)
-        offset = _offset(setting)
+        offset = sentence_offset(setting)
         sentences = stream(haystack, tokenizer, self.spec.separator)
         filler = exact.Filler(exact.NiahWording(self.spec), tokenizer, sentences, length, budget)
 
@@ -252,7 +252,8 @@ def _whole(text: str, name: str, least: int) -> int:
     return int(text)
 
 
-def _offset(setting: Setting) -> int | None:
+def sentence_offset(setting: Setting) -> int | None:
+    """First sentence of the haystack that a setting asks for; None is another for each sample."""
     text = setting.options.get("haystack_offset", "0")
     if text == "random":
         return None
