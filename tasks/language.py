@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from evalsuite.lm_eval_bridge.encoding import DOCUMENT_FIELDS, PROTOCOL, documents, pairs
-from evalsuite.types import Field, Response, Sample, Score, Setting, Task, Tokenizer, expanded
+from evalsuite.types import Field, Response, Sample, Score, Setting, Tokenizer, expanded
 from tasks import data
 from tasks.data.formats import read_text
 
@@ -42,7 +41,7 @@ class WikitextTask:
 
     def expand(self, profile: str) -> tuple[str, ...]:
         """Protocols with their fields; see `evalsuite.types.Adjustable`."""
-        return expanded(cast(Task, self), DOCUMENT_FIELDS, profile)
+        return expanded(self.name, self.protocols, DOCUMENT_FIELDS, profile)
 
     @property
     def datasets(self) -> tuple[data.Dataset, ...]:

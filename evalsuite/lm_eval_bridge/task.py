@@ -47,7 +47,7 @@ class LmEvalTask:
 
     def expand(self, profile: str) -> tuple[str, ...]:
         """Protocols with their fields; see `evalsuite.types.Adjustable`."""
-        return expanded(self, self.fields, profile)
+        return expanded(self.name, self.protocols, self.fields, profile)
 
     @property
     def task(self) -> Any:
