@@ -72,6 +72,7 @@ def add(app: typer.Typer, echo: Echo, echo_table: EchoTable, warn: Echo, find: F
         backend = backends.load(model, device=device, dtype=dtype, given=passed)
         progress = Bar() if sys.stderr.isatty() else Lines(status)
         outcome = run.probe(backend, asked, warn, status, progress)
+        status(f"{outcome.probed} samples probed, {outcome.before} were there before, {outcome.failed} failed")
         read = records.load(outcome.directory, warn)
         if not read.samples:
             return 5

@@ -14,6 +14,12 @@ from evalsuite.probe.records import Probe, array
 Floats = NDArray[np.float64]
 Sample = Mapping[str, Any]
 
+HEADER = (
+    "layer", "mixer", "head", "half-life", "erase", "write", "norm", "rank", "hits keep", "misses keep", "hits' own",
+    "misses' own", "by decay", "by erase", "asked",
+)  # fmt: skip
+WORST_HEADER = ("later write", "layer", "head", "times", "damage", "erase", "write", "overlap")
+MOST_WRITES = 8  # shown
 MOST_ROWS = 32  # of the table; a model with more heads gets a row a layer
 
 
@@ -101,26 +107,13 @@ def heads(probe: Probe) -> list[Head]:
 def table(probe: Probe) -> tuple[Sequence[str], list[tuple[object, ...]]]:
     """Header and rows of the terminal's table: a row a head, or a row a layer where there are many."""
     found = heads(probe)
-    header: tuple[str, ...] = (
-        "layer",
-        "mixer",
-        "head",
-        "half-life",
-        "erase",
-        "write",
-        "norm",
-        "rank",
-        "hits keep",
-        "misses keep",
-    )
-    header += ("hits' own", "misses' own", "by decay", "by erase", "asked")
     if len(found) > MOST_ROWS:
         layers: dict[tuple[str, str], list[Head]] = {}
         for head in found:
             layers.setdefault(head[:2], []).append(head)
         means = (_reduced(np.array([head[3:] for head in group]), np.mean).tolist() for group in layers.values())
         found = [Head(*named, -1, *mean) for named, mean in zip(layers, means, strict=True)]
-    return header, [(h.layer, h.mixer, "all" if h.head < 0 else h.head, *map(_shown, h[3:])) for h in found]
+    return HEADER, [(h.layer, h.mixer, "all" if h.head < 0 else h.head, *map(_shown, h[3:])) for h in found]
 
 
 def notes(probe: Probe) -> list[str]:
@@ -141,27 +134,18 @@ def notes(probe: Probe) -> list[str]:
 
 
 def worst(probe: Probe) -> tuple[Sequence[str], list[tuple[object, ...]]]:
-    """The most damaging writes of all samples."""
-    found = [(write, sample) for sample in probe.samples for write in sample["worst"]]
-    found.sort(key=lambda pair: -pair[0]["damage"])
-    header: tuple[str, ...] = (
-        "sample",
-        "token",
-        "after",
-        "text",
-        "layer",
-        "head",
-        "damage",
-        "erase",
-        "write",
-        "overlap",
-    )
-    return header, [
+    """The later writes that did most damage; means over those of one text in one head."""
+    groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    for sample in probe.samples:
+        for write in sample["worst"]:
+            groups.setdefault((write["text"], write["layer"], write["head"]), []).append(write)
+    found = sorted(groups.items(), key=lambda item: -sum(write["damage"] for write in item[1]))[:MOST_WRITES]
+    return WORST_HEADER, [
         (
-            s["sample_id"], w["token"], w["token"] - s["needle"]["stop"] + 1, repr(w["text"]), w["layer"], w["head"],
-            *(_shown(w[name]) for name in ("damage", "erase", "write", "overlap")),
+            repr(text), layer, head, len(writes),
+            *(_shown(float(np.mean([write[name] for write in writes]))) for name in WORST_HEADER[4:]),
         )
-        for w, s in found[:8]
+        for (text, layer, head), writes in found
     ]  # fmt: skip
 
 
