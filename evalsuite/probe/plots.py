@@ -211,14 +211,14 @@ def _needle(probe: Probe) -> Figure:
 
     best = int(np.nan_to_num(summary.left(probe.samples, "survival", len(probe.heads)), nan=-np.inf).argmax())
     shown = [(part, samples[0]) for part, *_, samples in _parts(probe.samples)]
-    figure = Figure(figsize=(2 * PANEL[0] if len(shown) == 1 else 3.2 * PANEL[0], 3 * PANEL[1]))
-    grid = figure.subplots(3, len(shown), sharex="col", sharey="row", squeeze=False)
+    figure = Figure(figsize=(2 * PANEL[0] if len(shown) == 1 else 3.2 * PANEL[0], 3.6 * PANEL[1]))
+    grid = figure.subplots(4, len(shown), sharex="col", sharey="row", squeeze=False)
     for column, (part, sample) in zip(grid.T, shown, strict=True):
         _surroundings(column, sample, best)
         column[0].set_title(f"{'hit' if part == 'hits' else 'miss'}: sample {escape.figure(sample['sample_id'], 12)}")
-    for ax, label in zip(grid[:, 0], ("|S|", "gates", "kept"), strict=True):
+    for ax, label in zip(grid[:, 0], ("|S|", "gates", "overlap", "kept"), strict=True):
         ax.set_ylabel(label)
-    for ax in grid[1:, -1]:
+    for ax in grid[1::2, -1]:
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1.6)
     layer, mixer, head = probe.heads[best]
     figure.suptitle(f"{_title(probe)}: layer {layer} ({escape.figure(mixer)}), head {head}", fontsize=8)
@@ -235,7 +235,7 @@ def _surroundings(axes: Sequence[Axes], sample: Sample, head: int) -> None:
         ax.axvspan(-0.5, needle["stop"] - needle["start"] - 0.5, color="0.92", linewidth=0)
         ax.axvspan(values[0] - 0.5, values[-1] + 0.5, color="0.82", linewidth=0)
     axes[0].plot(x, array(window["norm"])[:, head], color="C4")
-    axes[1].bar(x, array(window["overlap"])[:, head], width=1, color="0.55", label="key overlap")
+    axes[2].bar(x, array(window["overlap"])[:, head], width=1, color="0.3")
     for i, (name, label) in enumerate((("erase", "erase"), ("write", "write"), ("kept", "exp(g)"))):
         if name in window:
             colour = COLOURS["decay" if name == "kept" else name]
@@ -244,15 +244,15 @@ def _surroundings(axes: Sequence[Axes], sample: Sample, head: int) -> None:
     after = x >= values[-1]
     losses = {name: array(window["loss"][name])[:, head].cumsum() for name in LOSSES}
     changes = [array(window["change"][name])[:, head].cumsum() for name in CHANGES]
-    axes[2].plot(x[after], 1 + np.sum(changes, axis=0)[after], color="C4", label="retention")
-    axes[2].plot(
+    axes[3].plot(x[after], 1 + np.sum(changes, axis=0)[after], color="C4", label="retention")
+    axes[3].plot(
         x[after], 1 + np.sum(list(losses.values()), axis=0)[after], color="C0", linestyle=DASHES[1], label="survival"
     )
     for i, (name, total) in enumerate(losses.items()):
         if total.any():
             look: dict[str, Any] = {"color": COLOURS[name], "linestyle": DASHES[i + 2], "linewidth": 1}
-            axes[2].plot(x[after], total[after], label=f"lost by {name}", **look)
-    axes[2].axhline(0, color="0.5", linewidth=0.5)
+            axes[3].plot(x[after], total[after], label=f"lost by {name}", **look)
+    axes[3].axhline(0, color="0.5", linewidth=0.5)
 
 
 def _compared(probes: Sequence[Probe]) -> Figure:

@@ -14,7 +14,7 @@ from evalsuite.backends import observing
 from evalsuite.backends.native import NativeBackend
 from evalsuite.backends.observing import Head
 from evalsuite.interrupt import Signals
-from evalsuite.names import slug
+from evalsuite.names import quoted, slug
 from evalsuite.plan import Ask, Cell, Entry, check_profile, make_plan, option_digest
 from evalsuite.probe import needle as needles
 from evalsuite.probe import records
@@ -24,6 +24,7 @@ from evalsuite.progress import Progress
 from evalsuite.runner import score
 from evalsuite.store import Warn, locked
 from evalsuite.types import Backend, Generate, Sample, Task
+from gdn2.errors import UserError
 
 TOGETHER = 16  # samples answered at once
 BLOCKS = 64  # of a prompt that fills its window
@@ -60,7 +61,9 @@ def probe(backend: Backend, asked: Asked, warn: Warn, status: Callable[[str], No
     block = asked.block or -(-asked.ask.lengths[0] // (64 * BLOCKS)) * 64
     observing.check_block(block)
     check_profile([asked.task], asked.ask.profile)
-    (cell,) = make_plan(watched, [asked.task], asked.ask).cells
+    cell, *others = make_plan(watched, [asked.task], asked.ask).cells
+    if others:
+        raise UserError(f"profile {quoted(asked.ask.profile)} is {1 + len(others)} protocols: a probe looks at one")
     needles.check(cell.samples()[0], asked.task.name)
     groups = observing.heads(watched)
     settings = _settings(watched, asked, cell, block, groups)
@@ -129,9 +132,10 @@ def _probed(
     """Each sample with its line, or with why there is none."""
     for begin in range(0, len(todo), TOGETHER):
         part = todo[begin : begin + TOGETHER]
-        answers = dict(backend.answer([sample.requests[0] for _, sample in part]))
-        for number, (entry, sample) in enumerate(part):
-            (given, *_) = score(cell, sample, [answers[number]])
+        answers = dict(backend.answer([request for _, sample in part for request in sample.requests]))
+        responses = iter([answers[number] for number in range(len(answers))])
+        for entry, sample in part:
+            (given, *_) = score(cell, sample, [next(responses) for _ in sample.requests])
             if given.error is not None:
                 yield entry, sample, given.error
                 continue

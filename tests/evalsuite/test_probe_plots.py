@@ -140,7 +140,7 @@ def test_plots_say_what_the_model_has(made, kind):
     assert panels <= set(texts(home / "heads.svg"))
     assert ("half-life (tokens)" in texts(home / "heads.svg")) == (kind != "deltanet")
     shown = set(texts(home / "needle.svg"))
-    assert {"hit: sample 0", "miss: sample 2", "key overlap"} <= shown
+    assert {"hit: sample 0", "miss: sample 2", "overlap"} <= shown
     assert ("erase" in shown) == (kind != "mamba2")
 
 

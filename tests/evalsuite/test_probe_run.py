@@ -141,6 +141,13 @@ def test_a_probe_goes_on_and_repeats_nothing(copy, capsys):
     assert code == 0 and "samples.jsonl:1: damaged sample counts as missing" in err and len(before) == 3
 
 
+def test_a_profile_that_asks_more_is_followed_all_the_same(done, tmp_path, capsys):
+    forced = ["--profile", "exact:forced=yes", "--samples", "2", "--out", str(tmp_path), "--format", "svg"]
+    assert call(capsys, *forced)[0] == 0
+    for mine, plain in zip(lines(tmp_path)[1], lines(done)[1], strict=False):
+        assert mine["key"] != plain["key"] and mine | {"key": plain["key"]} == plain
+
+
 def test_two_probes_are_drawn_against_each_other(copy, capsys):
     code, out, _ = call(capsys, "--samples", "2", "--out", str(copy), "--block", "128", "--format", "svg")
     assert code == 0 and (copy / "probes.svg").exists() and "probes.svg" in out
@@ -193,6 +200,7 @@ def test_a_killed_probe_goes_on(done, tmp_path, root):
         (["--samples", "0"], 2, "--samples"),
         (["--format", "gif"], 2, "plot format 'gif' is unknown"),
         (["--profile", "exakt"], 2, "task niah_single_2 has no profile 'exakt'"),
+        (["--profile", "exact:forced=yes/no"], 2, "profile 'exact:forced=yes/no' is 2 protocols: a probe looks at one"),
         (["--haystack", "nosuch"], 3, "nosuch"),
         (["--out", "/dev/null"], 6, "cannot write /dev/null"),
     ],
