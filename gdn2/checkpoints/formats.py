@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from gdn2.checkpoints import falcon, fla, huggingface, kimi, mamba, native, nvlabs
+from gdn2.checkpoints import falcon, fla, huggingface, kimi, mamba, mamba1, native, nvlabs
 from gdn2.checkpoints.fields import Fields, Values
 from gdn2.checkpoints.safe import TensorInfo, inside, read_json, shown
 from gdn2.checkpoints.tables import Entry, Table
@@ -32,8 +32,8 @@ class Family(NamedTuple):
     about: str
 
 
-def _fla(about: str) -> Family:
-    return Family("fla", fla.read, about)
+def _fla(read: Read, about: str) -> Family:
+    return Family("fla", read, about)
 
 
 def _hf(read: Read, about: str) -> Family:
@@ -41,11 +41,13 @@ def _hf(read: Read, about: str) -> Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "gated_deltanet": _fla("Gated DeltaNet, with attention layers where `attn` says so"),
-    "kda": _fla("Kimi Delta Attention, with attention layers where `attn` says so"),
-    "delta_net": _fla("DeltaNet, with attention layers where `attn` says so"),
-    "transformer": _fla("softmax attention, full or windowed"),
-    "gdn2": _fla("GDN-2 layers in fla's naming: sigmoid output gate"),
+    "gated_deltanet": _fla(fla.read, "Gated DeltaNet, with attention layers where `attn` says so"),
+    "kda": _fla(fla.read, "Kimi Delta Attention, with attention layers where `attn` says so"),
+    "delta_net": _fla(fla.read, "DeltaNet, with attention layers where `attn` says so"),
+    "transformer": _fla(fla.read, "softmax attention, full or windowed"),
+    "gdn2": _fla(fla.read, "GDN-2 layers in fla's naming: sigmoid output gate"),
+    "samba": _fla(mamba1.samba, "Mamba-1 with windows of attention where `attn` says so"),
+    "mamba": _hf(mamba1.mamba, "Mamba-1"),
     "mamba2": Family("transformers/fla", mamba.mamba2, "Mamba-2, as transformers and fla write it (Codestral-Mamba)"),
     "mamba3": Family("fla", mamba.mamba3, "Mamba-3, SISO and MIMO"),
     "mamba_ssm": Family(
@@ -62,12 +64,9 @@ FAMILIES: dict[str, Family] = {
 }
 
 REFUSED = {
-    "mamba": "Mamba-1 has no mixer here",
     "nemotron_h": "its layers are single blocks of another shape",
     "zamba2": "its layers share an attention block",
 }
-
-NOWHERE = {"samba": "its recurrent layers are Mamba-1, and transformers has no such model"}
 
 
 def listing() -> list[tuple[str, str, str]]:
@@ -78,7 +77,6 @@ def listing() -> list[tuple[str, str, str]]:
     ]
     rows += [(f.format, "" if kind == f.format else kind, f.about) for kind, f in FAMILIES.items()]
     rows += [("hf", kind, f"through transformers: {why}") for kind, why in REFUSED.items()]
-    rows += [("none", kind, why) for kind, why in NOWHERE.items()]
     rows.append(("hf", "(any other)", "any causal language model of transformers, as a reference: transformers:PATH"))
     return rows
 
@@ -106,8 +104,6 @@ def detect(path: Path, raw: Fields | None, tensors: Mapping[str, TensorInfo]) ->
     kind = raw.data.get("model_type")
     if isinstance(kind, str) and kind in FAMILIES:
         return kind
-    if isinstance(kind, str) and kind in NOWHERE:
-        raise CheckpointError(f"{path}: model type {kind} cannot be opened: {NOWHERE[kind]}")
     if isinstance(kind, str):
         why = REFUSED.get(kind, "no mixer of ours computes it")
         raise CheckpointError(

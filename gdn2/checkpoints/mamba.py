@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from gdn2.checkpoints.fields import Fields, Values
@@ -129,7 +130,7 @@ def refuse_constant_a(source: Source, model: Decoder) -> None:
 
 
 def mamba_ssm(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) -> Read:
-    """A directory of state-spaces/mamba: Mamba-2, Mamba-3, attention layers among them, or a transformer."""
+    """A directory of state-spaces/mamba: Mamba-1, Mamba-2, Mamba-3, attention layers among them, or a transformer."""
     raw.only(rms_norm=(True,))
     d_model, n = raw.integer("d_model"), raw.integer("n_layer")
     ssm, attn = raw.table("ssm_cfg"), raw.table("attn_cfg")
@@ -139,9 +140,10 @@ def mamba_ssm(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) ->
     mixers: dict[str, dict[str, Any]] = {}
     if len(full) < n:
         kind = ssm.data.get("layer", "Mamba1")
-        if kind not in ("Mamba2", "Mamba3"):
-            raise ssm.refuse("layer", "Mamba2 or Mamba3 (Mamba-1 has no mixer here)")
-        mixers[kind.lower()] = _ssm2(ssm, d_model) if kind == "Mamba2" else _ssm3(ssm, d_model, values)
+        if kind not in ("Mamba1", "Mamba2", "Mamba3"):
+            raise ssm.refuse("layer", "Mamba1, Mamba2 or Mamba3")
+        readers = {"Mamba1": _ssm1, "Mamba2": _ssm2, "Mamba3": partial(_ssm3, values=values)}
+        mixers[kind.lower()] = readers[kind](ssm, d_model)
     if full:
         mixers["attention"] = _mha(attn, d_model)
     recurrent = next((name for name in mixers if name != "attention"), "attention")
@@ -166,6 +168,16 @@ def _inner(ssm: Fields, d_model: int) -> tuple[int, int]:
     if inner % d_head:
         raise ssm.refuse("headdim", f"a divisor of the inner width {inner}")
     return inner // d_head, d_head
+
+
+def _ssm1(ssm: Fields, d_model: int) -> dict[str, Any]:
+    ssm.only(conv_bias=(True,))
+    rank = ssm.data.get("dt_rank", "auto")
+    return {
+        "mixer": "mamba1", "d_inner": ssm.integer("expand", 2) * d_model, "d_state": ssm.integer("d_state", 16),
+        "dt_rank": None if rank == "auto" else ssm.integer("dt_rank"), "conv_taps": ssm.integer("d_conv", 4),
+        "proj_bias": ssm.flag("bias", False),
+    }  # fmt: skip
 
 
 def _ssm2(ssm: Fields, d_model: int) -> dict[str, Any]:

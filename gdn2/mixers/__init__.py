@@ -11,6 +11,7 @@ from gdn2.mixers.frame import Cost, LayerState, Mixer
 from gdn2.mixers.gdn import GatedDeltaNet, GDNConfig
 from gdn2.mixers.gdn2 import GatedDeltaNet2, GDN2Config
 from gdn2.mixers.kda import KDAConfig, KimiDeltaAttention
+from gdn2.mixers.mamba1 import Mamba1, Mamba1Config
 from gdn2.mixers.mamba2 import Mamba2, Mamba2Config
 from gdn2.mixers.mamba3 import Mamba3, Mamba3Config
 from gdn2.mixers.mla import LatentAttention, LatentConfig
@@ -24,6 +25,7 @@ REGISTRY: dict[str, tuple[type[Mixer], type]] = {
     "gdn": (GatedDeltaNet, GDNConfig),
     "gdn2": (GatedDeltaNet2, GDN2Config),
     "kda": (KimiDeltaAttention, KDAConfig),
+    "mamba1": (Mamba1, Mamba1Config),
     "mamba2": (Mamba2, Mamba2Config),
     "mamba3": (Mamba3, Mamba3Config),
     "mla": (LatentAttention, LatentConfig),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gdn2.checkpoints import open_model
+from gdn2.checkpoints import Options, open_model
 from gdn2.checkpoints.tables import on_meta
 from gdn2.errors import CheckpointError
 from tests.gdn2.checkpoints import golden
@@ -28,6 +28,7 @@ LINEAR = {
 MAMBA = {"mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 8, "mamba_expand": 2, "mamba_chunk_size": 32}
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mamba": ("Mamba", {"state_size": 8, "expand": 2, "use_bias": True, "time_step_rank": 3}),
     "mamba2": ("Mamba2", {
         "num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "expand": 2, "use_bias": True, "chunk_size": 32,
         "time_step_limit": (0.02, 0.5),
@@ -139,6 +140,24 @@ def test_the_text_model_of_qwen3_5_is_found_in_the_whole_one(tmp_path: Path) -> 
     ids = [list(range(60))]
     whole, alone = (golden.prefill(open_model(str(p)).model, ids)[0] for p in (tmp_path, tmp_path / "text"))
     assert torch.equal(whole, alone)
+
+
+def test_mamba1_of_state_spaces_is_that_of_transformers(tmp_path: Path) -> None:
+    """The same tensors but for the embedding's name; `ssm_cfg` names no layer in checkpoints of that time."""
+    model = peer("mamba")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(tmp_path / "a")
+    tensors = load_file(tmp_path / "a" / "model.safetensors")
+    (tmp_path / "b").mkdir()
+    renamed = {name.replace("embeddings", "embedding"): t for name, t in tensors.items()}
+    torch.save(renamed, tmp_path / "b" / "pytorch_model.bin")
+    ssm = {"d_state": 8, "expand": 2, "bias": True, "dt_rank": 3}
+    config = {"d_model": 32, "n_layer": 3, "vocab_size": 97, "ssm_cfg": ssm, "rms_norm": True}
+    (tmp_path / "b" / "config.json").write_text(json.dumps(config))
+    ids = [list(range(90))]
+    ours = open_model(str(tmp_path / "b"), options=Options(allow_pickle_weights=True)).model
+    assert torch.equal(golden.prefill(ours, ids)[0], golden.prefill(open_model(str(tmp_path / "a")).model, ids)[0])
 
 
 def test_kimi_linear_as_its_authors_write_it(tmp_path: Path) -> None:

@@ -145,6 +145,22 @@ def mla(mixer: Mixer, x: Tensor, options: dict[str, Any]) -> Tensor:
     return w.linear(torch.einsum("hts,shd->thd", weights, v).flatten(1), "o_proj")
 
 
+
+def mamba1(mixer: Mixer, x: Tensor, options: dict[str, Any]) -> Tensor:
+    """Mamba-1 on tokens x [T, D]: y [T, D]."""
+    w, inner, states = Weights(mixer), options["d_inner"], options["d_state"]
+    u, z = w.linear(x, "in_proj").chunk(2, -1)
+    u = F.silu(w.conv(u, "conv1d"))
+    rank = options.get("dt_rank") or -(-x.shape[1] // 16)
+    dt, b, c = w.linear(u, "x_proj").split([rank, states, states], -1)
+    dt, a = F.softplus(w.linear(dt, "dt_proj")), -w["A_log"].exp()
+    memory, out = torch.zeros(inner, states, dtype=torch.float64), []
+    for t in range(x.shape[0]):
+        memory = (a * dt[t, :, None]).exp() * memory + torch.outer(dt[t] * u[t], b[t])
+        out.append(memory @ c[t] + w["D"] * u[t])
+    return w.linear(torch.stack(out) * F.silu(z), "out_proj")
+
+
 def mamba2(mixer: Mixer, x: Tensor, options: dict[str, Any]) -> Tensor:
     """Mamba-2 on tokens x [T, D] in fp64, token by token: y [T, D]."""
     w, heads, width, states = Weights(mixer), options["n_heads"], options["d_head"], options["d_state"]

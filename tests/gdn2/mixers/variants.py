@@ -22,6 +22,10 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         "sigmoid, range 2": {"n_heads": 2, "d_key": 8, "d_value": 8, "beta_max": 2, "gate": "sigmoid"},
     },
     "deltanet": {"": {"n_heads": 2, "d_key": 8, "d_value": 12}},
+    "mamba1": {
+        "": {"d_inner": 24, "d_state": 8},
+        "biased": {"d_inner": 16, "d_state": 16, "dt_rank": 3, "proj_bias": True},
+    },
     "mamba2": {
         "": {"n_heads": 4, "d_head": 8, "d_state": 8},
         "groups, limited": {

@@ -1,0 +1,91 @@
+"""Checkpoints that fla and mamba_ssm themselves write: our logits are those of their own code over 300 tokens.
+
+Neither is a dependency; `CONTRIBUTING.md` says how to install them. See `real_peers.py` for how they run without a GPU.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gdn2.checkpoints import Options, open_model
+from tests.gdn2.checkpoints import golden
+from tests.gdn2.checkpoints.real_peers import FLA, SSM, UNIMPORTABLE
+
+SCRIPT = Path(__file__).with_name("real_peers.py")
+# Mamba-3's own kernels multiply in less than fp32.
+GPU_TOLERANCE = 1e-2
+NAMES = [*FLA, *SSM]
+
+
+def library(name: str) -> str:
+    return "mamba_ssm" if name in SSM else "fla"
+
+
+def written(name: str, out: Path, *more: str) -> tuple[list[list[int]], torch.Tensor]:
+    """Let the peer write its checkpoint into `out`; the ids it read and its logits."""
+    for module in {library(name), "mamba_ssm" if "mamba3" in name else library(name)}:
+        if find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    around = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), name, str(out), *more]
+    done = subprocess.run(command, env=around, capture_output=True, text=True, timeout=900)
+    if done.returncode == UNIMPORTABLE:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr[-3000:]
+    ids = json.loads((out / "ids.json").read_text())
+    return ids, load_file(out / "logits.safetensors")["logits"]
+
+
+def errors(name: str, out: Path, ids: list[list[int]], wanted: torch.Tensor) -> list[float]:
+    values = {"a_activation": "softplus"} if "mamba3" in name else {}
+    options = Options(allow_pickle_weights=True, values=values)
+    model = open_model(str(out / "model"), options=options).model
+    return [
+        golden.error(mine, theirs)
+        for made in (golden.prefill(model, ids), golden.decode(model, ids))
+        for mine, theirs in zip(made, wanted, strict=True)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if "mamba3" not in name])
+def test_logits_are_those_of_the_peers_own_code(tmp_path: Path, name: str) -> None:
+    ids, wanted = written(name, tmp_path)
+    assert wanted.shape[:2] == (1, 300)
+    assert max(errors(name, tmp_path, ids, wanted)) < golden.TOLERANCE
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [name for name in NAMES if "mamba3" in name])
+def test_mamba3_of_both_libraries_on_a_gpu(tmp_path: Path, name: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    ids, wanted = written(name, tmp_path, "--cuda")
+    assert max(errors(name, tmp_path, ids, wanted)) < GPU_TOLERANCE
+
+
+@pytest.mark.slow
+def test_model_type_mamba2_means_the_same_once_fla_has_taken_it(shared: Path, root: Path) -> None:
+    """The real import: transformers then resolves the type to fla's class; we open the same model."""
+    if find_spec("fla") is None:
+        pytest.skip("fla is not installed")
+    source = shared / "golden" / "checkpoints" / "tf_mamba2_tied_bias"
+    code = (
+        "import transformers; from gdn2.checkpoints import open_model\n"
+        f"before = open_model({str(source)!r}).digest\n"
+        "import fla\n"
+        "print(type(transformers.AutoConfig.for_model('mamba2')).__module__)\n"
+        f"assert open_model({str(source)!r}).digest == before"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=root, capture_output=True, text=True)
+    if "import fla" in done.stderr and "Error" in done.stderr.splitlines()[-1]:
+        pytest.skip(f"fla cannot be imported: {done.stderr.splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("fla.")
