@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from gdn2.checkpoints.fields import Fields, Values
@@ -142,8 +141,8 @@ def mamba_ssm(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) ->
         kind = ssm.data.get("layer", "Mamba1")
         if kind not in ("Mamba1", "Mamba2", "Mamba3"):
             raise ssm.refuse("layer", "Mamba1, Mamba2 or Mamba3")
-        readers = {"Mamba1": _ssm1, "Mamba2": _ssm2, "Mamba3": partial(_ssm3, values=values)}
-        mixers[kind.lower()] = readers[kind](ssm, d_model)
+        readers = {"Mamba1": _ssm1, "Mamba2": _ssm2}
+        mixers[kind.lower()] = readers[kind](ssm, d_model) if kind in readers else _ssm3(ssm, d_model, values)
     if full:
         mixers["attention"] = _mha(attn, d_model)
     recurrent = next((name for name in mixers if name != "attention"), "attention")

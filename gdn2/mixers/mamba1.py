@@ -4,8 +4,7 @@
     S_t = exp(-exp(A_log) dt) S_{t-1} + dt x B^T;  y = S_t C + D x
     y_t = W_o (y * SiLU(z))
 
-In the operator's terms each channel is a head with one value, and all share key B and query C. Chunks would need a
-64 x 64 matrix of every channel, so the recurrence runs token by token, for all sequences at once.
+In the operator's terms each channel is a value head one wide, and all of them share one key head: key B and query C.
 
 Axes: T tokens, N sequences, D model width, E inner channels, K states, R width of dt's bottleneck.
 """
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gdn2 import numerics
+from gdn2.kernels import delta_rule, delta_step
 from gdn2.mixers.conv import ShortConv
 from gdn2.mixers.frame import Cost, LayerState, Mixer
 from gdn2.mixers.gdn2 import reset_decay
@@ -71,44 +71,33 @@ class Mamba1(Mixer):
         state = self.new_state(ragged.n_sequences) if state is None else state
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u, window = self.conv1d(u, state["window"], ragged)
-        dt, b, c = self._token(u)
-        memory = state["memory"].clone()
-        parts, rows = [u.new_empty(0, self.config.inner, dtype=dt.dtype)], []
-        for t in range(max(ragged.lengths, default=0)):
-            live = [n for n, length in enumerate(ragged.lengths) if length > t]
-            at = torch.tensor([ragged.starts[n] + t for n in live], device=x.device)
-            moved = self._moved(memory[live], dt[at], b[at], u[at])
-            memory = memory.index_copy(0, torch.tensor(live, device=x.device), moved)
-            parts.append(_read(moved, c[at]))
-            rows.append(at)
-        order = torch.argsort(torch.cat(rows)) if rows else torch.empty(0, dtype=torch.int64, device=x.device)
-        return self._output(torch.cat(parts)[order], u, z), {"window": window, "memory": memory}
+        q, k, written, g = self._fold(u)
+        o, memory = delta_rule(
+            q[None], k[None], None, written[None], g[None], state["memory"], ragged.starts,
+            implementation=self.implementation,
+        )  # fmt: skip
+        return self._output(o[0, ..., 0], u, z), {"window": window, "memory": memory}
 
     def step(self, x: Tensor, state: LayerState) -> Tensor:
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u = self.conv1d.step(u, state["window"])
-        dt, b, c = self._token(u)
-        state["memory"].copy_(self._moved(state["memory"], dt, b, u))
-        return self._output(_read(state["memory"], c), u, z)
+        q, k, written, g = self._fold(u)
+        o = delta_step(q, k, None, written, g, state["memory"], implementation=self.implementation)
+        return self._output(o[..., 0], u, z)
 
-    def _token(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """dt [T, E], key B and query C [T, K] of convolved tokens u [T, E], in fp32 or wider."""
+    def _fold(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q, k [T, 1, K], what is written, dt x [T, E, 1], and the log-decay [T, E, K] of convolved tokens u [T, E]."""
         dt, b, c = self.x_proj(u).split([self.config.rank, self.config.d_state, self.config.d_state], dim=-1)
-        wide = torch.float64 if u.dtype == torch.float64 else torch.float32
-        return numerics.softplus(self.dt_proj(dt).to(wide)), b.to(wide), c.to(wide)
-
-    def _moved(self, memory: Tensor, dt: Tensor, b: Tensor, u: Tensor) -> Tensor:
-        """The memory [N, E, K, 1] after one token of each sequence: dt, u [N, E], b [N, K]."""
-        decay = torch.exp(-self.A_log.exp() * dt[..., None])
-        written = (dt * u.to(dt.dtype))[..., None] * b[:, None]
-        return (decay * memory[..., 0] + written).to(memory.dtype)[..., None]
+        dt = numerics.softplus(self.dt_proj(dt).to(self.A_log.dtype))
+        written = (dt * u.to(dt.dtype)).to(u.dtype)
+        return c[:, None], b[:, None], written[..., None], -self.A_log.exp() * dt[..., None]
 
     def _output(self, o: Tensor, u: Tensor, z: Tensor) -> Tensor:
-        y = (o + self.D.to(o.dtype) * u.to(o.dtype)).to(z.dtype)
+        y = (o + self.D.to(o.dtype) * u).to(z.dtype)
         return self.out_proj(y * numerics.silu(z))
 
     def new_state(self, n: int) -> LayerState:
-        memory = self.A_log.new_zeros(n, self.config.inner, self.config.d_state, 1, dtype=self.A_log.dtype)
+        memory = self.A_log.new_zeros(n, self.config.inner, self.config.d_state, 1, dtype=torch.float32)
         return {"window": self.conv1d.window(n), "memory": memory}
 
     def reset_parameters(self) -> None:
@@ -130,8 +119,3 @@ class Mamba1(Mixer):
         vectors = 3 * c.inner + (2 * c.inner + c.d_model if c.proj_bias else 0)
         flops = 2 * (matrices + conv + c.inner) + 7 * memory  # decay 3, write 2, read 2
         return Cost(matrices + conv + vectors + memory, flops, 4 * memory + 2 * c.inner * (c.conv_taps - 1))
-
-
-def _read(memory: Tensor, c: Tensor) -> Tensor:
-    """S C [N, E] of memory [N, E, K, 1] and queries c [N, K]."""
-    return (memory[..., 0] * c[:, None].to(memory.dtype)).sum(-1)
