@@ -6,7 +6,6 @@ anybody, from any host that sees its directory, and a finished one looks the sam
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ from evalsuite import runfile
 from evalsuite.interrupt import Interrupted
 from evalsuite.names import aligned, one_line
 from evalsuite.progress import Screen, duration
-from evalsuite.reports.cells import PERPLEXITIES
+from evalsuite.reports.cells import PERPLEXITIES, perplexity
 from evalsuite.schema import NewerSchemaError, Record, from_line
 from evalsuite.show import status
 from evalsuite.stats import interval
@@ -172,7 +171,7 @@ def _row(cell: Cell, metric: str, tally: Tally, asked: int) -> tuple[object, ...
     if done:
         found = interval(list(tally.scores.values()), weights=list(tally.weights.values()))
         ends = [found.mean, found.low, found.high]
-        mean, low, high = map(math.exp, ends) if metric in PERPLEXITIES else ends
+        mean, low, high = map(perplexity, ends) if metric in PERPLEXITIES else ends
         score, between = f"{mean:.4f}", f"{low:.4f} to {high:.4f}"
     bar = "#" * filled + "." * (BAR - filled)
     return (cell[0], cell[1], cell[2] or "-", metric or "-", f"{done}/{asked}", bar, len(tally.failed), score, between)

@@ -31,6 +31,11 @@ TASKS = {
     "niah_multikey_3": "MK-NIAH-3",
     "niah_multivalue": "MV-NIAH",
     "niah_multiquery": "MQ-NIAH",
+    "vt": "VT",
+    "cwe": "CWE",
+    "fwe": "FWE",
+    "qa_1": "QA-1",
+    "qa_2": "QA-2",
 }
 
 # Metrics whose records hold negative log-likelihoods in nats a unit, weighted by units; a cell is their exponential.
@@ -125,11 +130,16 @@ def attention_windows(records: Records) -> dict[str, int]:
     return found
 
 
+def perplexity(nats: float) -> float:
+    """Of a mean negative log-likelihood; infinite where no float holds it."""
+    return math.exp(nats) if nats < 700 else math.inf
+
+
 def shown(entry: Mapping[str, Any]) -> tuple[float, float, float]:
     """Mean and interval of a cell as people read them: shares in percent, perplexities, anything else as recorded."""
     ends = (entry["mean"], entry["low"], entry["high"])
     if entry["metric"] in PERPLEXITIES:
-        value, low, high = (math.exp(x) for x in ends)
+        value, low, high = map(perplexity, ends)
     else:
         value, low, high = ((100 if entry["shares"] else 1) * x for x in ends)
     return value, low, high

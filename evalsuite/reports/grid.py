@@ -116,7 +116,9 @@ def placed(figures: Sequence[Figure | None], decimals: int, lower: bool) -> list
 
 def number(value: float, head: Head) -> str:
     """The value as people read it; a difference that rounds to nothing has no sign."""
-    shown = f"{value:+.{head.decimals}f}" if head.signed else f"{value:.{head.decimals}f}"
+    sign = "+" if head.signed else ""
+    # A perplexity may have any size.
+    shown = f"{value:{sign}.{head.decimals}f}" if abs(value) < 1e6 else f"{value:{sign}.2e}"
     return shown[1:] if float(shown) == 0 and shown[0] in "+-" else shown
 
 

@@ -29,24 +29,29 @@ def _value(figure: Figure, head: Head) -> str:
 
 def terminal(grid: Grid, width: int = 100) -> str:
     """Aligned text of at most `width` columns, in several parts where all columns do not fit. No control codes."""
-    tried = (_blocks(grid, most) for most in range(len(grid.heads), 1, -1))
-    blocks = next((found for found in tried if _fits(found, width)), None) or _blocks(grid, 1)
     told, more = samples(grid)
     lines = textwrap.wrap(grid.title + told, width)
-    for block in blocks:
-        lines += ["", *block]
+    for part in _parts(grid, width):
+        lines += ["", *_block(grid, part)]
     lines.append("")
     for note in (*more, *grid.notes):
         lines += textwrap.wrap(note_text(note, escape.terminal), width)
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
-def _fits(blocks: list[list[str]], width: int) -> bool:
-    return all(len(line) <= width for block in blocks for line in block)
+def _parts(grid: Grid, width: int) -> list[list[int]]:
+    """Columns in as few parts as fit `width`: groups stay together, unless one alone is too wide."""
 
+    def fits(part: list[int]) -> bool:
+        return all(len(line) <= width for line in _block(grid, part))
 
-def _blocks(grid: Grid, most: int) -> list[list[str]]:
-    return [_block(grid, part) for part in pages(grid, most)]
+    parts: list[list[int]] = [[]]
+    for group in grid.groups():
+        for added in [group] if fits(group) else [[i] for i in group]:
+            if parts[-1] and not fits(parts[-1] + added):
+                parts.append([])
+            parts[-1] = parts[-1] + added
+    return parts
 
 
 def _block(grid: Grid, part: Sequence[int]) -> list[str]:

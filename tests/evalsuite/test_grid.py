@@ -56,6 +56,7 @@ def test_places_go_by_what_is_printed():
 def test_numbers():
     head, signed = HEADS[0], HEADS[2]
     assert (number(3.14159, head), number(-0.04, signed), number(2, signed)) == ("3.1", "0.0", "+2.0")
+    assert (number(2.5e13, head), number(-3e9, signed), number(float("inf"), head)) == ("2.50e+13", "-3.00e+09", "inf")
     assert bounds(Figure(0, -1, 2), signed) == "-1.0 to +2.0"
     assert bounds(Figure(0), head) == ""
 
