@@ -40,7 +40,7 @@ SURFACE = {
     "plan": "--detect --samples --power --tests",
     "plot": "--runs --log --where --out --format",
     "capacity": "--runs",
-    "report": "--runs --out --prompts",
+    "report": "--runs --out --prompts --where",
     "probe": "--model --task --length --samples --out --block --profile --haystack --haystack-offset --budget --seed "
     "--device --dtype --format --allow-pickle-weights --allow-bad-values --set --tokenizer --bos --offline",
     "train": "config --out --preset --device",

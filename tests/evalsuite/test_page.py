@@ -3,6 +3,7 @@
 import hashlib
 import html
 import json
+import math
 import re
 import string
 from dataclasses import replace
@@ -15,8 +16,9 @@ import cli
 from evalsuite import show
 from evalsuite.backends import scripted
 from evalsuite.names import plain
-from evalsuite.reports import frame, tables
-from evalsuite.reports.page import build, prompts, samples, template
+from evalsuite.progress import Silent
+from evalsuite.reports import frame, pivot, tables
+from evalsuite.reports.page import build, content, prompts, samples, template
 from evalsuite.schema import from_line, to_line
 from evalsuite.types import Generate, LogLikelihood, Prompt, Sample
 from gdn2.errors import DataError
@@ -29,8 +31,8 @@ def edited(run, change):
     file.write_text("".join(to_line(change(i, record)) for i, record in enumerate(records)), "ascii")
 
 
-def page_of(*paths, count=0):
-    return build.page(list(paths), count, cli.find_tasks)
+def page_of(*paths, count=0, where=()):
+    return build.page(build.Wanted(list(paths), where, count), cli.find_tasks, Silent())
 
 
 def held(text):
@@ -128,13 +130,44 @@ def test_runs_of_one_model_and_sets_of_one_task_are_told_apart(made_up):
 
 
 def test_other_scores_keep_their_unit(made_up):
-    edited(made_up / "runs" / "synthetic-kda", lambda i, r: replace(r, metric="perplexity", score=12.5 + i, error=None))
+    def change(i, record):
+        metric, score = ("bits", 12.5 + i) if i < 32 else ("word_perplexity", math.log(10 * record.length))
+        return replace(record, metric=metric, score=score, error=None)
+
+    edited(made_up / "runs" / "synthetic-kda", change)
     made = page_of(made_up)
-    (place,) = [i for i, item in enumerate(made["sets"]) if item["metric"] == "perplexity"]
-    assert made["sets"][place]["share"] is False
-    means = [cell["mean"] for cell in made["cells"] if cell["set"] == place]
-    assert means == pytest.approx([20.0, 36.0, 52.0, 68.0])
-    assert place not in {made["cells"][row[0]]["set"] for row in made["depth"]["rows"]}
+    others = {i: item["metric"] for i, item in enumerate(made["sets"]) if not item["share"]}
+    assert sorted(others.values()) == ["bits", "word_perplexity"]
+    means = {others[c["set"]]: [] for c in made["cells"] if c["set"] in others}
+    for cell in made["cells"]:
+        if cell["set"] in others:
+            means[others[cell["set"]]].append(cell["mean"])
+    assert means == {"bits": pytest.approx([20.0, 36.0]), "word_perplexity": pytest.approx([40960, 81920], rel=1e-5)}
+    assert not others.keys() & {made["cells"][row[0]]["set"] for row in made["depth"]["rows"]}
+
+
+def test_effective_lengths_are_those_of_the_tables(synthetic, made_up, monkeypatch):
+    made = page_of(synthetic.HOME)["effective"]
+    grid = pivot.effective(frame.load([synthetic.HOME]))
+    assert made["reason"] == "" and {row[0] for row in made["rows"]} == {line.labels[0] for line in grid.lines}
+    (row,) = [row for row in made["rows"] if row[0] == "synthetic-kda" and row[2] == "S-NIAH-2"]
+    (line,) = [line for line in grid.lines if line.labels[0] == "synthetic-kda"]
+    places = [i for i, head in enumerate(grid.heads) if head.group == "S-NIAH-2"]
+    assert list(row[3:]) == [line.cells[i] for i in places] and re.match(r"[<>]?\d+", row[3])
+    edited(made_up / "runs" / "synthetic-kda", lambda i, r: replace(r, protocol="other" if i % 2 else r.protocol))
+    assert "several ways" in page_of(made_up)["effective"]["reason"]
+    monkeypatch.setattr(content, "MOST", 10)
+    assert page_of(synthetic.HOME)["effective"]["rows"] == []
+
+
+def test_a_part_of_the_records_counts_what_was_asked_of_that_part(synthetic):
+    where = ["task=niah_single_2", "length=4k,8k"]
+    made = page_of(synthetic.HOME, where=where)
+    assert made["where"] == where and {cell["length"] for cell in made["cells"]} == {4096, 8192}
+    assert {run["id"]: (run["answered"], run["asked"]) for run in made["runs"]} == {
+        "synthetic-gdn2": (32, 32), "synthetic-gdn2-h": (16, 16), "synthetic-kda": (31, 32)
+    }  # fmt: skip
+    assert made["samples"]["shown"] == 16 * 5
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(1, 300))

@@ -104,6 +104,18 @@ def test_scores_sort_by_mouse_and_by_keyboard(opened):
     assert values() == sorted(before, reverse=True)
 
 
+def test_effective_lengths_sort_by_their_tokens(opened):
+    column = "#effective-table .tabulator-col[tabulator-field=absolute]"
+    opened.one(f"{column} button").click()
+    opened.wait("document.querySelector(arguments[0]).ariaSort === 'ascending'", column)
+    texts = opened.js(
+        "[...document.querySelectorAll('#effective-table .tabulator-row [tabulator-field=absolute]')].map("
+        "(cell) => cell.textContent).filter(Boolean)"
+    )
+    tokens = [int(re.match(r"[<>]?(\d+)", text)[1]) for text in texts]
+    assert len(set(tokens)) > 3 and tokens == sorted(tokens)
+
+
 def test_filters_show_what_they_say(opened, records):
     def shown():
         opened.js("new Promise((done) => setTimeout(done, 200))")
@@ -329,7 +341,7 @@ def test_failed_samples_and_scores_without_lengths_or_depths_are_shown_too(brows
     (tmp_path / "a").mkdir()
     records = list(synthetic.records(synthetic.MODELS[1]))[:40]
     made = [
-        replace(r, length=None, depth=None, metric="perplexity", score=7.5 + i) if i % 2 else
+        replace(r, length=None, depth=None, metric="bits", score=7.5 + i) if i % 2 else
         replace(r, score=None, error="out of memory", outcome="")
         for i, r in enumerate(replace(r, error=None, score=0.0) for r in records)
     ]  # fmt: skip

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evalsuite import runfile, show
-from evalsuite.progress import Progress, Silent
+from evalsuite.progress import Progress
 from evalsuite.reports import frame
 from evalsuite.reports.page import content, prompts, samples, template
+from evalsuite.reports.select import select
 from evalsuite.store import Warn, storage, write_file
 
 WARNINGS = 20  # damaged records named in a page
 
 
-def write(
-    paths: Sequence[Path], out: Path, count: int, resolve: prompts.Resolve, progress: Progress, warn: Warn
-) -> str:
-    """Write the page of the runs below `paths` to `out`; what to say about it.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a page is to hold: the runs below `paths`, of their records those that fit `where`, and prompts.
 
-    Args:
-        count: samples of each cell whose prompts are shown.
-        resolve: tasks by name.
-
-    Raises DataError where there are no records.
+    `where` as for `evalsuite.reports.select`; `prompts` is how many samples of each cell show theirs.
     """
-    made = page(paths, count, resolve, progress)
+
+    paths: Sequence[Path]
+    where: Sequence[str] = ()
+    prompts: int = 20
+
+
+def write(wanted: Wanted, out: Path, resolve: prompts.Resolve, progress: Progress, warn: Warn) -> str:
+    """Write the page to `out`, with the tasks that `resolve` gives by name; what to say about it.
+
+    Raises DataError where there are no records, UserError for a wrong filter.
+    """
+    made = page(wanted, resolve, progress)
     for text in made["warnings"]:
         warn(text)
     written = template.render(made).encode()
@@ -38,23 +46,24 @@ def write(
     return f"wrote {out}: {shown:,}{of} samples, {len(written) / 1e6:.1f} MB"
 
 
-def page(
-    paths: Sequence[Path], count: int, resolve: prompts.Resolve, progress: Progress | None = None
-) -> dict[str, Any]:
+def page(wanted: Wanted, resolve: prompts.Resolve, progress: Progress) -> dict[str, Any]:
     """What the page says: a function of the records, their run.json and, for prompts, of the tasks."""
-    records = frame.load(paths)
+    paths, count = wanted.paths, wanted.prompts
+    records = select(frame.load(paths), wanted.where)
     cells = content.Cells(records)
     rows, cap = samples.choose(cells.rows)
-    parts, reasons = prompts.excerpts(paths, rows, count, resolve, progress or Silent()) if count else ({}, [])
+    parts, reasons = prompts.excerpts(paths, rows, count, resolve, progress) if count else ({}, [])
     warnings = list(records.warnings[:WARNINGS])
     if (more := len(records.warnings) - WARNINGS) > 0:
         warnings.append(f"{more} more damaged records are left out")
     return {
-        "runs": cells.runs(_statuses(paths)),
+        "where": list(wanted.where),
+        "runs": cells.runs(_statuses(paths), part=bool(wanted.where)),
         "models": cells.models,
         "sets": cells.sets,
         "cells": cells.cells,
         "depth": cells.depth(),
+        "effective": cells.effective(),
         "trained": content.train_lengths(records),
         "samples": {
             "total": len(cells.rows),

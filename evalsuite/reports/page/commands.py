@@ -11,6 +11,7 @@ import typer
 
 from evalsuite.names import quoted
 from evalsuite.options import Runs, directory
+from evalsuite.reports.commands import Where
 from gdn2.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def add(app: typer.Typer, echo: Echo, warn: Echo, resolve: Callable[[str], Seque
         prompts: Annotated[
             int, typer.Option(min=0, max=1000, help="Samples of each task and length whose prompt is in the page.")
         ] = 20,
+        where: Where = None,
     ) -> None:
         """Write one HTML page of scores, curves, depth maps and samples, to open in any browser without a network.
 
@@ -39,7 +41,8 @@ def add(app: typer.Typer, echo: Echo, warn: Echo, resolve: Callable[[str], Seque
         if out.suffix.lower() != ".html":
             raise UserError(f"page {quoted(out)} must end in .html")
         from evalsuite.progress import Bar, Silent
-        from evalsuite.reports.page.build import write
+        from evalsuite.reports.page.build import Wanted, write
 
         progress = Bar() if sys.stderr.isatty() else Silent()
-        echo(write(runs or [Path("results")], out, prompts, resolve, progress, warn))
+        wanted = Wanted(runs or [Path("results")], where or [], prompts)
+        echo(write(wanted, out, resolve, progress, warn))

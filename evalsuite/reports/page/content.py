@@ -9,24 +9,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from evalsuite.reports import pivot
 from evalsuite.reports.cells import (
     CELL,
     FAMILIES,
     MIXERS,
-    MODEL,
     QUESTIONS,
     TASKS,
     asked_for,
     length_label,
+    model_key,
+    names,
     rank,
     separated,
+    shown,
+    size_label,
     summary,
     task_label,
 )
 from evalsuite.reports.frame import Records
-from gdn2.errors import DataError
+from gdn2.errors import DataError, UserError
 
 KEYS = [*CELL, "run"]
+MOST = 100_000  # records whose effective lengths are resampled; a million would take minutes
 # What is added to a task's name where the records hold several of its question sets.
 _TOLD_APART = {"metric": "", "protocol": "", "task_version": "v", "data": "data "}
 FEW = 10  # samples: fewer in a depth bin are drawn smaller
@@ -49,11 +54,12 @@ class Cells:
         entries: list[dict[str, Any]] = table.to_dict("records")
         models = _models(entries)
         sets = _sets(entries)
-        entries.sort(key=lambda entry: (sets[_set(entry)], models[_model(entry)], entry["length"]))
+        entries.sort(key=lambda entry: (sets[_set(entry)], models[model_key(entry)], entry["length"]))
         self.entries = entries
-        self.models = [_model_content(key, list(models)) for key in models]
+        labels = names(entries)
+        self.models = [_model_content(key, labels[key]) for key in models]
         self.sets = [_set_content(key, entries, list(sets)) for key in sets]
-        self.cells = [_cell_content(entry, models[_model(entry)], sets[_set(entry)]) for entry in entries]
+        self.cells = [_cell_content(entry, models[model_key(entry)], sets[_set(entry)]) for entry in entries]
         parts = [part for part in separated(records) if len(part)]
         self.rows = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0].reset_index(drop=True)
         self.rows["cell"] = self._places()
@@ -81,14 +87,37 @@ class Cells:
         bins = 10 if deep.groupby("cell").size().median() >= 10 * FEW else 5
         place = (deep["depth"] * bins).clip(upper=bins - 1e-9).astype(int)
         groups = deep.groupby([deep["cell"], place.rename("bin")])["score"].agg(["mean", "size"])
-        found = [(int(c), int(b), _percent(mean), int(n)) for (c, b), mean, n in groups.itertuples(name=None)]
+        found = [(int(c), int(b), _rounded(100 * mean), int(n)) for (c, b), mean, n in groups.itertuples(name=None)]
         return {"bins": bins, "few": FEW, "rows": found}
 
-    def runs(self, statuses: Mapping[str, str]) -> list[dict[str, Any]]:
-        """What each run is and how much of it is there. `statuses`: of the runs whose directory is known."""
+    def effective(self) -> dict[str, Any]:
+        """Effective context lengths: (model, family, task, a text for each threshold); or why there are none."""
+        if len(self.records.frame) > MOST:
+            return {"rows": [], "reason": "gdn2-eval tables --effective has them: there are too many records here"}
+        try:
+            grid = pivot.effective(self.records)
+        except DataError:
+            return {"rows": [], "reason": ""}
+        except UserError as error:
+            return {"rows": [], "reason": str(error)}
+        rows = [
+            (line.labels[0], line.section, grid.heads[group[0]].group, *(line.cells[i] for i in group))
+            for group in grid.groups()
+            for line in grid.lines
+            if any(line.cells[i] for i in group)
+        ]
+        return {"rows": rows, "reason": ""}
+
+    def runs(self, statuses: Mapping[str, str], part: bool) -> list[dict[str, Any]]:
+        """What each run is and how much of it is there.
+
+        `statuses`: of the runs whose directory is known. `part`: the records are a part of what was asked.
+        """
+        here = {(*(entry[name] for name in QUESTIONS[:-1]), entry["length"]) for entry in self.entries}
         asked: dict[str, int] = {}
-        for (run_id, *_), count in asked_for(self.records).items():
-            asked[str(run_id)] = asked.get(str(run_id), 0) + count
+        for (run_id, *questions), count in asked_for(self.records).items():
+            if not part or tuple(questions) in here:
+                asked[str(run_id)] = asked.get(str(run_id), 0) + count
         rows = self.rows
         samples = rows.drop_duplicates("key")
         answered = samples[samples["score"].notna()].groupby("run_id", observed=True).size()
@@ -97,9 +126,9 @@ class Cells:
         last = rows.groupby("run_id", observed=True)["created_at"].max()
         found = []
         for run_id in sorted(first.index):
-            here = {name: first.loc[run_id, name] for name in ("model", "family", "mixer", "checkpoint")}
+            named = {name: first.loc[run_id, name] for name in ("model", "family", "mixer", "checkpoint")}
             found.append(
-                {"id": run_id, **here, "params": int(first.loc[run_id, "params"])}
+                {"id": run_id, **named, "params": int(first.loc[run_id, "params"])}
                 | {"answered": int(answered.get(run_id, 0)), "failed": int(failed.get(run_id, 0))}
                 | {"asked": asked.get(run_id), "status": statuses.get(run_id, "")}
                 | {"until": str(last[run_id])[:19]}
@@ -130,10 +159,6 @@ def _provenance(run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _model(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(entry[name] for name in (*MODEL, "run"))
-
-
 def _set(entry: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(entry[name] for name in QUESTIONS)
 
@@ -143,7 +168,7 @@ def _models(entries: list[dict[str, Any]]) -> dict[tuple[Any, ...], int]:
         family, model, checkpoint, mixer, params, run = key
         return rank(family, FAMILIES), rank(mixer, MIXERS), params, model, checkpoint, run
 
-    return {key: i for i, key in enumerate(sorted({_model(entry) for entry in entries}, key=order))}
+    return {key: i for i, key in enumerate(sorted({model_key(entry) for entry in entries}, key=order))}
 
 
 def _sets(entries: list[dict[str, Any]]) -> dict[tuple[Any, ...], int]:
@@ -151,11 +176,9 @@ def _sets(entries: list[dict[str, Any]]) -> dict[tuple[Any, ...], int]:
     return {key: i for i, key in enumerate(found)}
 
 
-def _model_content(key: tuple[Any, ...], models: list[tuple[Any, ...]]) -> dict[str, Any]:
-    family, model, checkpoint, mixer, params, run = key
-    alike = [other for other in models if other[:2] == key[:2]]
-    name = run or (f"{model} @{checkpoint[:8]}" if len(alike) > 1 else model)
-    return {"name": name, "family": family, "mixer": mixer, "params": int(params), "checkpoint": checkpoint[:12]}
+def _model_content(key: tuple[Any, ...], name: str) -> dict[str, Any]:
+    family, _, _, mixer, params, _ = key
+    return {"name": name, "family": family, "mixer": mixer, "size": size_label(int(params))}
 
 
 def _set_content(key: tuple[Any, ...], entries: list[dict[str, Any]], sets: list[tuple[Any, ...]]) -> dict[str, Any]:
@@ -173,8 +196,7 @@ def _set_content(key: tuple[Any, ...], entries: list[dict[str, Any]], sets: list
 
 
 def _cell_content(entry: Mapping[str, Any], model: int, questions: int) -> dict[str, Any]:
-    values = [entry[name] for name in ("mean", "low", "high")]
-    mean, low, high = (_percent(v) if entry["shares"] else _rounded(v) for v in values)
+    mean, low, high = map(_rounded, shown(entry))
     counts = {name: int(entry[name]) for name in ("n", "asked", "errors")}
     return {
         "model": model,
@@ -187,10 +209,6 @@ def _cell_content(entry: Mapping[str, Any], model: int, questions: int) -> dict[
         "tokens": _rounded(entry["prompt_mean"]),
         **counts,
     }
-
-
-def _percent(value: float) -> float | None:
-    return None if value != value else round(100 * float(value), 3)
 
 
 def _rounded(value: float) -> float | None:

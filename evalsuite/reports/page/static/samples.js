@@ -217,6 +217,7 @@ function setUpRule() {
 setUpRule();
 setUpRuns();
 setUpScores();
+setUpEffective();
 setUpFilters();
 setUpList();
 setUpCurves();

@@ -53,7 +53,8 @@ function setUpRuns() {
   const partial = data.runs.filter((run) => run.asked !== null && run.answered < run.asked).length;
   const plural = (count, word) => `${whole.format(count)} ${word}${count === 1 ? "" : "s"}`;
   const parts = [plural(data.runs.length, "run"), plural(data.models.length, "model"), plural(data.sets.length, "question set"), plural(data.samples.total, "record")];
-  $("lede").textContent = `${parts.join(", ")}${failed ? `; ${plural(failed, "sample")} failed` : ""}${partial ? `; ${plural(partial, "run")} partial †` : ""}.`;
+  const where = data.where.length ? ` Only records with ${data.where.join(" and ")}.` : "";
+  $("lede").textContent = `${parts.join(", ")}${failed ? `; ${plural(failed, "sample")} failed` : ""}${partial ? `; ${plural(partial, "run")} partial †` : ""}.${where}`;
   for (const warning of data.warnings) $("warnings").append(el("li", {}, warning));
   $("warnings").hidden = !data.warnings.length;
   const answered = (cell) => {
@@ -116,6 +117,28 @@ function scoreRows(share) {
     row[`l${cell.length}`] = cell.mean;
   }
   return [...rows.values()];
+}
+
+// ">4096", "3800 [3500–4096]", "<1024" by their tokens, a censored one beyond them; nothing comes first.
+function effectiveTokens(value) {
+  const found = /^([<>]?)(\d+)/.exec(value);
+  return found ? Number(found[2]) + { "<": -0.5, "": 0, ">": 0.5 }[found[1]] : -1;
+}
+
+function setUpEffective() {
+  const { rows, reason } = data.effective;
+  $("effective").hidden = !rows.length && !reason;
+  $("effective-reason").textContent = reason && `Not here: ${reason}.`;
+  if (!rows.length) return;
+  const named = rows.map(([model, family, task, absolute, relative], order) => ({ model, family, task, absolute, relative, order }));
+  grid("#effective-table", named, [
+    column("Task", "task", { sorter: (a, b, one, other) => one.getData().order - other.getData().order }),
+    column("Model", "model"),
+    column("Family", "family"),
+    ...[["85.6 %", "absolute"], ["85 % of own", "relative"]].map(([title, field]) =>
+      column(title, field, { sorter: (a, b) => effectiveTokens(a) - effectiveTokens(b), hozAlign: "right", headerHozAlign: "right" }),
+    ),
+  ]);
 }
 
 function setUpScores() {
