@@ -32,6 +32,7 @@ function grid(place, rows, columns, more = {}) {
     data: rows,
     columns,
     layout: "fitDataFill",
+    maxHeight: "75vh",
     columnDefaults: { resizable: false },
     ...more,
   });
