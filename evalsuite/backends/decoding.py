@@ -34,10 +34,12 @@ Ended = Literal["eos", "stop", "length", "decided"]
 
 
 def append(ids: list[int], token: int, request: Generate, tokenizer: Tokenizer) -> tuple[str, Ended | None]:
-    """Add a token to the answer `ids`, unless it is EOS: the answer's text so far, and how it ended if it did."""
+    """Add a token to the answer `ids`, unless it is EOS: how it ended if it did, and its text then."""
     ended: Ended | None = "eos" if token == tokenizer.eos_id else None
     if ended is None:
         ids.append(token)
+    if ended is None and not request.stop and request.decision is None and len(ids) < request.max_tokens:
+        return "", None  # nobody looks at the text yet
     text = tokenizer.decode(ids)
     cut = min((at for stop in request.stop if (at := text.find(stop)) >= 0), default=-1)
     if cut >= 0:

@@ -36,7 +36,8 @@ Rounds = Annotated[int, typer.Option(min=1, max=10**4, help="Timed calls of each
 Device = Annotated[str, typer.Option(help="cuda, cuda:N, or cpu: a dry run on tiny shapes.")]
 Out = Annotated[Path, typer.Option("--out", parser=_directory, metavar="DIRECTORY", help="Results directory.")]
 EngineModel = Annotated[
-    str, typer.Option("--model", help="Checkpoint that transformers opens too, or random:mamba2-tiny, random:gdn-25m.")
+    str,
+    typer.Option("--model", help="Checkpoint that transformers opens too, or random:mamba2-tiny, or fla:gdn-25m."),
 ]
 Lengths = Annotated[str, typer.Option(help="Lengths of the prompts: 4k,32k.")]
 Against = Annotated[str, typer.Option(help="hf, lm-eval, both separated by a comma, or nothing.")]

@@ -1,7 +1,9 @@
 """`gdn2-eval bench engine`: whole requests through our engine, transformers and lm-eval, on the same weights.
 
-Three kinds of work: `choices` (four endings of one context), `prefill` (one token scored behind a long context) and
-`generate`. Contenders take turns in one process; the first turn warms up and is compared, the others are timed.
+Four kinds of work: `choices` (four endings of one context), `prefill` (one token scored behind a long context),
+`generate`, and `needles` (generation from one haystack with a needle at as many depths as there are prompts, so that
+beginnings are shared as in RULER). Contenders take turns in one process; the first turn warms up and is compared, the
+others are timed. One whose memory is exhausted leaves that work, and the result says so.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 AGAINST = ("hf", "lm-eval")
 HEADER = ("work", "contender", "batch", "seconds", "spread", "samples/s", "tokens/s", "peak MiB", "x ours", "agree")
+NEEDLE = 20  # tokens
 CONTEXT, ENDING, ENDINGS = 80, 25, 4  # tokens of a HellaSwag question, of its endings, and their number
 QUESTIONS = 16
 
@@ -41,7 +44,8 @@ class Asked:
     """What to measure.
 
     Args:
-        model: checkpoint directory that both sides open, or random:KIND-SIZE such as random:mamba2-tiny.
+        model: checkpoint directory that both sides open; random:KIND-SIZE such as random:mamba2-tiny, a model of
+            transformers at the sizes of our preset; or fla:PRESET, which fla opens.
         prompts: of each length.
         new_tokens: of each generation.
         batches: of the contenders; the first is their default.
@@ -102,8 +106,10 @@ def check(asked: Asked) -> None:
         raise UserError(f"contender {unknown[0]!r} is unknown; choose from {', '.join(AGAINST)}")
     if asked.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device {asked.device} is not here: torch sees no GPU; choose cpu")
-    if not asked.model.startswith("random:") and not Path(asked.model).is_dir():
-        raise UserError(f"model {asked.model!r} is neither a directory nor random:gdn-SIZE nor random:mamba2-SIZE")
+    if not asked.model.startswith(("random:", "fla:")) and not Path(asked.model).is_dir():
+        raise UserError(
+            f"model {asked.model!r} is neither a directory nor random:gdn-SIZE, random:mamba2-SIZE or fla:PRESET"
+        )
 
 
 def run(asked: Asked, tell: Callable[[Row], None]) -> dict[str, Any]:
@@ -113,19 +119,20 @@ def run(asked: Asked, tell: Callable[[Row], None]) -> dict[str, Any]:
     device = torch.device(asked.device)
     before = machine(device)
     with tempfile.TemporaryDirectory() as folder:
-        path = _checkpoint(asked.model, Path(folder))
+        path = _checkpoint(asked, Path(folder))
         backend = _open_ours(path, asked)
         contenders = [peers.ours(backend), *_peers(path, asked)]
-        rows = []
+        rows: list[Row] = []
+        exhausted: list[str] = []
         for work in works(asked, backend.model.config.vocab_size):
-            for row in measure(work, contenders, asked.rounds, device):
+            for row in measure(work, contenders, asked.rounds, device, exhausted.append):
                 rows.append(row)
                 tell(row)
     rates = {f"{a.contender} {a.batch}": _steps(rows, a, asked) for a in rows if a.work.startswith("generate")}
     return {
         "kind": "engine", "created_at": now(), "asked": asdict(asked), "provenance": provenance.collect(),
         "device": {"before": before, "after": machine(device)}, "decode_steps_per_s": rates,
-        "rows": [asdict(row) for row in rows],
+        "out_of_memory": exhausted, "rows": [asdict(row) for row in rows],
     }  # fmt: skip
 
 
@@ -156,11 +163,31 @@ def works(asked: Asked, vocab_size: int, seed: int = 0) -> Iterator[Work]:
         yield Work(f"prefill {length}", scored, len(prompts), len(prompts) * length)
         generated = tuple(Generate(p, asked.new_tokens) for p in prompts)
         yield Work(f"generate {length}", generated, len(prompts), len(prompts) * (length + asked.new_tokens))
+        hay, end = prompt(length - 2 * NEEDLE).ids, prompt(NEEDLE).ids
+        needles = []
+        for i in range(asked.prompts):
+            at = len(hay) * (i + 1) // (asked.prompts + 1)
+            ids = np.concatenate([hay[:at], prompt(NEEDLE).ids, hay[at:], end])
+            needles.append(Generate(Prompt(ids, " ".join(map(str, ids.tolist()))), asked.new_tokens))
+        yield Work(f"needles {length}", tuple(needles), len(needles), len(needles) * (length + asked.new_tokens))
 
 
-def measure(work: Work, contenders: Sequence[Contender], rounds: int, device: torch.device) -> list[Row]:
+def measure(
+    work: Work, contenders: Sequence[Contender], rounds: int, device: torch.device,
+    exhausted: Callable[[str], None] = lambda text: None,
+) -> list[Row]:  # fmt: skip
     """Let the contenders answer in turn, once to compare and `rounds` times to be timed. The first one is ours."""
-    first = {c: _watched(c, work, device) for c in contenders}
+    import torch
+
+    first = {}
+    for contender in contenders:
+        try:
+            first[contender] = _watched(contender, work, device)
+        except torch.OutOfMemoryError:
+            exhausted(f"{work.name}: {contender.name} {contender.batch}")
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    contenders = list(first)
     times: dict[Contender, list[float]] = {c: [] for c in contenders}
     for turn in range(rounds):
         for contender in contenders if turn % 2 == 0 else contenders[::-1]:
@@ -224,14 +251,17 @@ def _timed(contender: Contender, work: Work, device: torch.device) -> float:
     return 1e3 * (time.perf_counter() - begin)
 
 
-def _checkpoint(model: str, folder: Path) -> Path:
-    if not model.startswith("random:"):
-        return Path(model)
-    kind, _, size = model.removeprefix("random:").partition("-")
+def _checkpoint(asked: Asked, folder: Path) -> Path:
+    before, colon, name = asked.model.partition(":")
+    if not colon or before not in ("random", "fla"):
+        return Path(asked.model)
     from gdn2.models import PRESETS
 
-    if f"{kind}-{size}" not in PRESETS:
-        raise UserError(f"model {model!r} is not random: and a preset such as mamba2-tiny")
+    if name not in PRESETS:
+        raise UserError(f"model {asked.model!r} is not {before}: and a preset such as mamba2-tiny")
+    if before == "fla":
+        return peers.write_fla(name, folder / "model", asked.device, asked.dtype)
+    kind, _, size = name.partition("-")
     return peers.write_random(kind, size, folder / "model")
 
 

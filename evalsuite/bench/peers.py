@@ -8,6 +8,8 @@ Axes: N sequences, T tokens of the longest.
 
 from __future__ import annotations
 
+import importlib
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ import numpy as np
 
 from evalsuite.types import Backend, Generate, LogLikelihood, Request
 from gdn2.errors import UserError
+
+FLA_TYPES = ("gated_deltanet", "kda", "delta_net")
 
 
 class Answer(NamedTuple):
@@ -84,8 +88,12 @@ def open_peer(path: Path, device: str, dtype: str) -> Any:
 
     try:
         import transformers
+
+        if json.loads((path / "config.json").read_text("utf-8"))["model_type"] in FLA_TYPES:
+            importlib.import_module("fla.models")  # registers its models with transformers
     except ImportError as error:
-        raise UserError("--against needs transformers: pip install 'gdn2-eval[hf]'") from error
+        which = "flash-linear-attention" if str(error.name).startswith("fla") else "'gdn2-eval[hf]'"
+        raise UserError(f"--against needs {error.name}: pip install {which}") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -191,6 +199,28 @@ def _numbers(vocab_size: int) -> Any:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=end))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=end, eos_token=end, bos_token=None)
+
+
+def write_fla(name: str, folder: Path, device: str, dtype: str) -> Path:
+    """Our preset `name` with random weights, as a checkpoint directory that fla opens with transformers.
+
+    Raises:
+        CheckpointError: fla has no such model.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from gdn2.checkpoints import fla
+    from gdn2.models import Decoder, preset
+
+    with torch.device(device):
+        model = Decoder(preset(name))
+        model.reset_parameters(0)
+    model.requires_grad_(False).cast(getattr(torch, dtype))
+    folder.mkdir()
+    save_file(fla.table(model).save(model), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(fla.describe(model.config)), "utf-8")
+    return folder
 
 
 def write_random(kind: str, size: str, folder: Path) -> Path:

@@ -37,8 +37,9 @@ def test_numbers_are_their_own_text():
 
 def test_work_is_the_same_each_time():
     one, two = (list(engine.works(SMALL, 97)) for _ in range(2))
-    assert [w.name for w in one] == ["choices", "prefill 128", "generate 128"]
-    assert [w.samples for w in one] == [16, 3, 3] and one[2].tokens == 3 * (128 + 4)
+    assert [w.name for w in one] == ["choices", "prefill 128", "generate 128", "needles 128"]
+    assert [w.samples for w in one] == [16, 3, 3, 3]
+    assert {len(r.prompt.ids) for r in one[3].requests} == {128} and one[2].tokens == 3 * (128 + 4)
     for a, b in zip(one, two, strict=True):
         assert [_ids(r) for r in a.requests] == [_ids(r) for r in b.requests]
 
@@ -73,6 +74,38 @@ def test_contenders_take_turns_and_ours_is_the_measure():
     assert len(rows[0].cells()) == len(engine.HEADER) and rows[0].milliseconds.rounds == 3
 
 
+def test_who_runs_out_of_memory_leaves_that_work():
+    def full(requests):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    ours = Contender("ours", 0, lambda requests: [Answer((1,))])
+    work = Work("w", (LogLikelihood(peers_prompt(), peers_prompt()),), 1, 2)
+    left = []
+    rows = engine.measure(work, [ours, Contender("lm-eval", 8, full)], 1, torch.device("cpu"), left.append)
+    assert [row.contender for row in rows] == ["ours"] and left == ["w: lm-eval 8"]
+
+
+@pytest.mark.parametrize("preset", ["gdn-tiny", "kda-tiny"])
+def test_a_preset_is_written_as_fla_reads_it(tmp_path, preset):
+    from gdn2.checkpoints import open_model
+
+    path = peers.write_fla(preset, tmp_path / "model", "cpu", "float32")
+    loaded = open_model(str(path))
+    assert loaded.format == "fla" and loaded.config.mixers[loaded.config.pattern[0]]["mixer"] == preset[:3]
+    assert float(loaded.model.embed.weight.std()) == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_model_of_flas_needs_fla(tmp_path, monkeypatch):
+    import sys
+
+    path = peers.write_fla("gdn-tiny", tmp_path / "model", "cpu", "float32")
+    monkeypatch.setitem(sys.modules, "fla.models", None)
+    with pytest.raises(UserError, match="--against needs fla.models: pip install"):
+        peers.open_peer(path, "cpu", "float32")
+    with pytest.raises(UserError, match="is not fla: and a preset"):
+        engine.run(Asked("fla:gdn-huge", (128,), ()), print)
+
+
 def peers_prompt():
     return next(engine.works(SMALL, 97)).requests[0].context
 
@@ -87,7 +120,7 @@ def test_mamba2_says_the_same_everywhere(tmp_path, quiet):
         ("hf", 2),
         ("lm-eval", 2),
     ]
-    assert len(rows) == 15
+    assert len(rows) == 20 and result["out_of_memory"] == []
     for row in rows:
         # Left padding is the peers' own affair: prompts of one length need none.
         assert row.agreement == 1.0 and row.difference < 1e-3, row
@@ -99,7 +132,7 @@ def test_mamba2_says_the_same_everywhere(tmp_path, quiet):
 def test_a_hybrid_of_gated_deltanet_says_the_same(quiet):
     rows = []
     engine.run(Asked("random:gdn-tiny", (70,), ("hf",), 2, 3, (2,), 1), rows.append)
-    assert len(rows) == 6 and all(row.agreement == 1.0 and row.difference < 1e-3 for row in rows)
+    assert len(rows) == 8 and all(row.agreement == 1.0 and row.difference < 1e-3 for row in rows)
 
 
 @pytest.mark.parametrize(
