@@ -38,7 +38,8 @@ FILES = {  # as the hub documents them
     ],
     "based_triviaqa": [
         {"context": "[DOC] [TLE] Rome [PAR] Rome is old. The capital of Italy is",
-         "question": "The capital of Italy is", "answers": ["Rome", "Roma"], "orig_question": "What is the capital of Italy?"},
+         "question": "The capital of Italy is", "answers": ["Rome", "Roma"],
+         "orig_question": "What is the capital of Italy?"},
     ],
     "based_nq_2048": [
         {"context": "The Nile flows north. ", "question": "The Nile flows ", "answers": ["north"], "tok_pos": 3,
@@ -231,7 +232,7 @@ def test_the_window_is_a_field(home: Path) -> None:
     # 20 letters, the first of them a space.
     assert text("squad", ":window=30:answer=10") == "north of France. No"
     assert text("squad", ":window=30:answer=10:keys=none") == "Normandy is a region"
-    assert text("triviaqa", ":window=20:answer=4") == "Rome . The capital of Italy is"
+    assert text("triviaqa", ":window=20:answer=4") == "Rome. The capital of Italy is"
 
 
 SAID = [
