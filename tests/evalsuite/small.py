@@ -40,16 +40,16 @@ class Letters:
 
 
 def make(
-    pattern=("gdn2", "gdn2"), batch_tokens=8192, slots=64, share_prefixes=True, tied=True, vocabulary=64, gpu=False
+    pattern=("gdn2", "gdn2"), batch_tokens=8192, slots=64, share_prefixes=True, tied=True, vocabulary=64, gpu=None
 ):
-    """A backend of a model with `pattern`'s layers; on a GPU in bf16."""
+    """A backend of a model with `pattern`'s layers; `gpu` names the kernels of one on a GPU in bf16."""
     config = ModelConfig(d_model=32, vocab_size=vocabulary, pattern=pattern, mixers=MIXERS, d_ff=64, tied=tied)
     model = Decoder(config)
     model.reset_parameters(seed=3)
     model.eval().requires_grad_(False)
     model.embed.weight.mul_(40)  # sharper choices, so that texts differ
-    if gpu:
-        model.cast(torch.bfloat16).to("cuda")
+    if gpu is not None:
+        model.cast(torch.bfloat16).to("cuda").use(gpu)
     info = describe(model, "small", "0" * 64, Letters())
     return NativeBackend(model, Letters(), info, batch_tokens, slots, share_prefixes)
 

@@ -40,15 +40,16 @@ def test_no_answer_depends_on_the_rest(small, pattern, seed):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
 @pytest.mark.parametrize("pattern", PATTERNS, ids="+".join)
-def test_nor_on_a_gpu_in_bf16(small, pattern):
+def test_nor_on_a_gpu_in_bf16(small, pattern, kernels):
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-    for seed in range(4):
-        check(small, pattern, random.Random(seed), gpu=True)
+    for seed in range(3):
+        check(small, pattern, random.Random(seed), gpu=kernels)
 
 
-def check(small, pattern, rng, gpu=False):
+def check(small, pattern, rng, gpu=None):
     """Answer some requests alone, then shuffled and together under a random budget."""
     asked = draw(small, rng)
     alone = [small.answers(small.make(pattern, gpu=gpu), [request])[0] for request in asked]

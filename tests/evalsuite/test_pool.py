@@ -132,16 +132,17 @@ def test_greedy_marks_rows_that_are_not_finite():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
 @pytest.mark.parametrize("pattern", PATTERNS, ids="+".join)
-def test_a_captured_step_is_the_step(small, pattern, monkeypatch):
+def test_a_captured_step_is_the_step(small, pattern, kernels, monkeypatch):
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     asked = generations(small, 1)
-    found = small.answers(small.make(pattern, gpu=True), asked)
+    found = small.answers(small.make(pattern, gpu=kernels), asked)
     monkeypatch.setattr(pool._Pool, "_captured", lambda self: self._step)
-    assert found == small.answers(small.make(pattern, gpu=True), asked)
+    assert found == small.answers(small.make(pattern, gpu=kernels), asked)
     monkeypatch.setattr(native, "PooledDecoding", Decoding)
-    assert found == small.answers(small.make(pattern, gpu=True), asked)
+    assert found == small.answers(small.make(pattern, gpu=kernels), asked)
 
 
 @pytest.mark.gpu
@@ -152,7 +153,7 @@ def test_one_answer_per_request_while_slots_are_refilled_on_a_gpu(small):
     asked = [Generate(small.prompt(rng, rng.randrange(1, 200)), rng.randrange(1, 30)) for _ in range(200)]
     asked += [LogLikelihood(r.prompt, small.prompt(rng, 3)) for r in asked[:50]]
     few = rng.sample(range(len(asked)), 12)
-    found = small.answers(small.make(gpu=True, slots=16), asked)
+    found = small.answers(small.make(gpu="torch", slots=16), asked)
     for i in few:
-        assert found[i] == small.answers(small.make(gpu=True), [asked[i]])[0]
+        assert found[i] == small.answers(small.make(gpu="torch"), [asked[i]])[0]
     assert np.mean([error is None for *_, error in found]) == 1.0
