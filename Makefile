@@ -20,7 +20,8 @@ test: $(VENV)/.dev
 	$(BIN)/mypy
 
 figures: $(VENV)/.package
-	$(BIN)/gdn2-eval plot --runs results/zoo $(patsubst %,--log %,$(wildcard gdn2/zoo/*/training.jsonl)) --out results/zoo --format png
+	$(BIN)/gdn2-eval plot --runs results/zoo $(patsubst %,--log %,$(wildcard gdn2/zoo/*/training.jsonl)) --out results/zoo --format png \
+	    --only accuracy,depth-niah_single_3,retrieved-niah_multikey_1,training
 	$(BIN)/gdn2-eval tables --runs results/zoo --published none --out results/zoo/table.md
 
 page: $(VENV)/.dev

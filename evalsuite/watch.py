@@ -172,7 +172,8 @@ def _row(cell: Cell, metric: str, tally: Tally, asked: int) -> tuple[object, ...
         found = interval(list(tally.scores.values()), weights=list(tally.weights.values()))
         ends = [found.mean, found.low, found.high]
         mean, low, high = map(perplexity, ends) if metric in PERPLEXITIES else ends
-        score, between = f"{mean:.4f}", f"{low:.4f} to {high:.4f}"
+        score, low_text, high_text = (f"{x:.4f}" if x < 1e5 else f"{x:.3g}" for x in (mean, low, high))
+        between = f"{low_text} to {high_text}"
     bar = "#" * filled + "." * (BAR - filled)
     return (cell[0], cell[1], cell[2] or "-", metric or "-", f"{done}/{asked}", bar, len(tally.failed), score, between)
 

@@ -38,7 +38,7 @@ SURFACE = {
     "paper": "--runs --out --published --where --check",
     "watch": "run --out --every",
     "plan": "--detect --samples --power --tests",
-    "plot": "--runs --log --where --out --format",
+    "plot": "--runs --log --where --only --out --format",
     "capacity": "--runs",
     "report": "--runs --out --prompts --where",
     "probe": "--model --task --length --samples --out --block --profile --haystack --haystack-offset --budget --seed "

@@ -182,14 +182,24 @@ class Drawing:
     draw: Callable[[list[Path]], None]
 
 
-def plot(runs: Sequence[Path], logs: Sequence[Path], where: Sequence[str], out: Path, kinds: str, warn: Warn) -> str:
-    """Draw everything `runs` and training `logs` hold into directory `out`, one file for each of `kinds` (png,svg,pdf).
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Where figures go: one file for each of `kinds` (png,svg,pdf) in `out`; `only` names the figures, "" all."""
 
-    With logs and no runs only the logs are drawn. Raises UserError for an unknown kind, DataError where there is
-    nothing to draw.
+    out: Path
+    kinds: str = "png,svg"
+    only: str = ""
+
+
+def plot(runs: Sequence[Path], logs: Sequence[Path], where: Sequence[str], figures: Figures, warn: Warn) -> str:
+    """Draw what `runs` and training `logs` hold.
+
+    With logs and no runs only the logs are drawn. Raises UserError for an unknown kind or name, DataError where there
+    is nothing to draw.
     """
+    out = figures.out
     known = [suffix[1:] for suffix in drawing.SUFFIXES]
-    chosen = list(dict.fromkeys(kind.strip().lower() for kind in kinds.split(",")))
+    chosen = list(dict.fromkeys(kind.strip().lower() for kind in figures.kinds.split(",")))
     for kind in chosen:
         if kind not in known:
             raise UserError(f"plot format {quoted(kind)} is unknown; {suggest(kind, known)}")
@@ -200,13 +210,20 @@ def plot(runs: Sequence[Path], logs: Sequence[Path], where: Sequence[str], out: 
             drawings.append(Drawing("speed", partial(throughput.against_length, speeds)))
             if any(speed.kind == "training" for speed in speeds):
                 drawings.append(Drawing("figure2", partial(throughput.plot, speeds)))
+    if figures.only:
+        names = [drawn.name for drawn in drawings]
+        wanted = [name.strip() for name in figures.only.split(",")]
+        for name in wanted:
+            if name not in names:
+                raise UserError(f"figure {quoted(name)} cannot be drawn from this; {suggest(name, names)}")
+        drawings = [drawn for drawn in drawings if drawn.name in wanted]
     for drawn in drawings:
         drawn.draw([out / f"{drawn.name}.{kind}" for kind in chosen])
     return "\n".join(f"wrote {out / f'{drawn.name}.{kind}'}" for drawn in drawings for kind in chosen)
 
 
 def _of_records(records: frame.Records) -> list[Drawing]:
-    """Accuracy of all tasks and of each; depth and what was retrieved in one figure, or one a task if large."""
+    """Accuracy, depth and what was retrieved, of each task, and of all in one figure where that is not too large."""
     rows = records.frame[records.frame["length"] > 0]
     tasks = sorted(rows["task"].unique(), key=lambda name: rank(name, tuple(TASKS)))
     if not tasks:
@@ -220,10 +237,11 @@ def _of_records(records: frame.Records) -> list[Drawing]:
     ]
     for name, draw, kept in several:
         places = rows.loc[kept, ["model", "checkpoint", "task"]].drop_duplicates()
-        if len(places) > PANELS:
-            drawings += [Drawing(f"{name}-{slug(t)}", partial(draw, records, task=t)) for t in places["task"].unique()]
-        elif len(places):
+        held = set(places["task"])
+        if 0 < len(places) <= PANELS:
             drawings.append(Drawing(name, partial(draw, records)))
+        if len(held) > 1:
+            drawings += [Drawing(f"{name}-{slug(t)}", partial(draw, records, task=t)) for t in tasks if t in held]
     return drawings
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evalsuite.reports.cells import task_label
+from evalsuite.reports.cells import TASKS, task_label
 from evalsuite.reports.frame import Records
 from evalsuite.reports.grid import Note
 
@@ -13,6 +13,8 @@ from evalsuite.reports.grid import Note
 def described(records: Records, entries: Sequence[Mapping[str, Any]]) -> list[Note]:
     """Notes on the cells `entries` (rows of `cells.summary`): protocols, metrics, versions, seeds, software."""
     notes = []
+    if any(entry["task"] in TASKS for entry in entries):
+        notes.append(Note("Intervals hold for this haystack, which samples share unless haystack_offset is random."))
     for name, text in (("protocol", "Protocol"), ("metric", "Metric")):
         notes.append(Note(text, tuple(sorted({entry[name] for entry in entries}))))
     versions = sorted({(task_label(e["task"]), e["task_version"], e["data"][:8]) for e in entries})

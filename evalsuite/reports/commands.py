@@ -43,6 +43,7 @@ def _add_plot(app: typer.Typer, echo: Echo, warn: Echo) -> None:
         runs: opt.Runs = None,
         log: Annotated[list[Path] | None, typer.Option(help="log.jsonl of a training run; repeatable.")] = None,
         where: Where = None,
+        only: Annotated[str, typer.Option(help="Names of figures, separated by commas.", show_default="all")] = "",
         out: opt.Out = Path("results/figures"),
         form: Kinds = "png,svg",
     ) -> None:
@@ -52,7 +53,7 @@ def _add_plot(app: typer.Typer, echo: Echo, warn: Echo) -> None:
         """
         from evalsuite.reports import actions
 
-        echo(actions.plot(runs or [], log or [], where or [], out, form, warn))
+        echo(actions.plot(runs or [], log or [], where or [], actions.Figures(out, form, only), warn))
 
 
 def _add_tables(app: typer.Typer, echo: Echo, warn: Echo) -> None:

@@ -171,10 +171,10 @@ def depth_heatmap(
             places = table.places(*group, "measured")
             image = _heat(ax, frame, row, [table.columns[i] for i in places], bins)
             ax.set_title(f"{escape.figure(row.name, 24)}\n{escape.figure(variant_label(table.columns[places[0]]))}")
-        name_axes(figure, axes, "needle depth (%)")
         hatched = any(patch.get_hatch() for ax in axes for patch in ax.patches)
         note = f"\nhatched: fewer than {FEW} samples" if hatched else ""
-        figure.colorbar(image, ax=axes, label=f"accuracy (%){note}", aspect=30)
+        name_axes(figure, axes, "needle depth (%)", f"context length (tokens){note}")
+        figure.colorbar(image, ax=axes, label="accuracy (%)", aspect=30)
         save(figure, files)
 
 

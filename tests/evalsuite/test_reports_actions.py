@@ -86,7 +86,7 @@ def test_a_file_that_holds_no_records_gives_no_table(tables, tmp_path):
 def test_plots_are_written_once_a_kind(synthetic, tmp_path, warnings):
     out = tmp_path / "figures"
     only = ["model=synthetic-gdn2", "task=niah_single_2", "length=1k", "length=2k"]
-    said = actions.plot([synthetic.HOME], [], only, out, "png, SVG,png", warnings.append)
+    said = actions.plot([synthetic.HOME], [], only, actions.Figures(out, "png, SVG,png"), warnings.append)
     names = [f"{name}.{kind}" for name in ("accuracy", "depth", "retrieved") for kind in ("png", "svg")]
     assert said.splitlines() == [f"wrote {out / name}" for name in names]
     assert sorted(p.name for p in out.iterdir()) == names
@@ -100,20 +100,29 @@ def test_every_task_has_a_plot_and_large_maps_are_parted(synthetic, tmp_path, wa
     assert names == ["accuracy", *(f"{kind}-{task}" for kind in ("accuracy", "depth", "retrieved") for task in tasks)]
 
 
+def test_figures_can_be_chosen_by_name(synthetic, tmp_path, warnings):
+    asked = actions.Figures(tmp_path, "svg", "depth-niah_single_2, retrieved")
+    said = actions.plot([synthetic.HOME], [], [], asked, warnings.append)
+    assert said.splitlines() == [f"wrote {tmp_path / name}" for name in ("depth-niah_single_2.svg", "retrieved.svg")]
+    with pytest.raises(UserError, match="figure 'dept' cannot be drawn from this; did you mean depth"):
+        actions.plot([synthetic.HOME], [], [], actions.Figures(tmp_path, "svg", "dept"), warnings.append)
+
+
 def test_a_log_alone_is_drawn_without_records(root, tmp_path, warnings):
     log = root / "gdn2" / "zoo" / "gdn2-tiny" / "training.jsonl"
-    assert actions.plot([], [log], [], tmp_path, "svg", warnings.append) == f"wrote {tmp_path / 'training.svg'}"
+    said = actions.plot([], [log], [], actions.Figures(tmp_path, "svg"), warnings.append)
+    assert said == f"wrote {tmp_path / 'training.svg'}"
 
 
 def test_nothing_to_draw_is_refused(synthetic, tmp_path, warnings):
     with pytest.raises(DataError, match="no records fit"):
-        actions.plot([synthetic.HOME], [], ["task=piqa"], tmp_path, "png", warnings.append)
+        actions.plot([synthetic.HOME], [], ["task=piqa"], actions.Figures(tmp_path), warnings.append)
 
 
 @pytest.mark.parametrize("kinds", ["gif", "", "png,,svg"])
 def test_unknown_kinds_of_plots_are_refused(synthetic, tmp_path, warnings, kinds):
     with pytest.raises(UserError, match="plot format '.*' is unknown; known: pdf, png, svg"):
-        actions.plot([synthetic.HOME], [], [], tmp_path, kinds, warnings.append)
+        actions.plot([synthetic.HOME], [], [], actions.Figures(tmp_path, kinds), warnings.append)
 
 
 def test_any_columns_make_a_table(tables, tmp_path):
