@@ -212,8 +212,12 @@ def list_(
             echo()
             echo_table(("suite", "tasks"), [(name, ", ".join(part)) for name, part in registry.suites().items()])
         else:
+            from evalsuite import show as reader
+
             names = sorted({(t.suite, p, "yes" if p == t.protocols[0] else "") for t in known for p in t.protocols})
             echo_table(("suite", "profile", "default"), names)
+            echo()
+            echo_table(*reader.field_table(known))
 
 
 @app.command()

@@ -13,7 +13,7 @@ from evalsuite.progress import duration
 from evalsuite.runner import Outcome
 from evalsuite.schema import Record
 from evalsuite.store import Warn, in_use, read_records
-from evalsuite.types import Backend, Generate, LogLikelihood, Request, Sample, Task
+from evalsuite.types import Adjustable, Backend, Generate, LogLikelihood, Request, Sample, Task
 from gdn2.errors import DataError, UserError
 
 
@@ -123,6 +123,16 @@ def score_table(scores: Sequence[CellScore]) -> Table:
         (c.task, c.protocol, c.length or "-", c.metric, c.n, c.failed, "-" if c.mean is None else f"{c.mean:.4f}")
         for c in scores
     ]
+
+
+def field_table(tasks: Sequence[Task]) -> Table:
+    """Header and rows of the fields that the tasks' protocols have."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for task in tasks:
+        if isinstance(task, Adjustable):
+            for name, one in task.fields.items():
+                found.setdefault((name, one.default, one.meaning), []).append(task.name)
+    return ("field", "default", "what it takes", "tasks"), [(*key, ", ".join(names)) for key, names in found.items()]
 
 
 def plan_table(rows: Sequence[CellSummary]) -> Table:

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tasks
 from evalsuite.backends.scripted import ScriptedBackend, nothing
 from evalsuite.plan import Ask, check_data, check_profile, make_plan, settings
+from evalsuite.show import field_table
 from evalsuite.types import Adjustable, Chosen, Field, Generate, Prompt, Sample, expanded, field_values
 from gdn2.errors import UserError
 
@@ -44,6 +46,12 @@ class Adjusted:
 
     def score(self, sample, responses):
         return []
+
+
+class Plain:
+    """A task without fields."""
+
+    name, protocols = "plain", ("exact",)
 
 
 def test_a_protocol_says_every_field_or_with_brief_those_that_differ():
@@ -123,3 +131,24 @@ def test_of_one_cell_asked_for_twice_the_larger_counts():
     for counts, most in (((3, 8), 8), ((8, 3), 8), ((3, None), None), ((None, 3), None)):
         (cell,) = settings([Chosen(task, samples=count) for count in counts], Ask((256,)))
         assert cell[1].samples == most
+
+
+def test_fields_are_listed_with_the_tasks_that_have_them():
+    header, rows = field_table([Adjusted(), Adjusted(True, name="second"), Plain()])
+    assert header[:2] == ("field", "default")
+    assert rows == [
+        ("pairs", "4", "a whole number from 1 to 9999", "adjusted, second"),
+        ("order", "as-is", "as-is or mixed", "adjusted, second"),
+    ]
+
+
+def test_every_task_s_fields_are_good():
+    """Defaults are values, several where a default holds several, and none of them breaks the syntax."""
+    for name in tasks.names():
+        task = tasks.get(name)
+        if isinstance(task, Adjustable):
+            for profile in task.protocols:
+                found = task.expand(profile)
+                assert len(found) == len(set(found)) >= 1
+                assert all(task.expand(protocol) == (protocol,) for protocol in found)
+            assert not [one for one in task.fields.values() if set(one.default) & set(":=,")]
