@@ -60,8 +60,14 @@ def asked(tmp_path_factory):
     return out
 
 
-def test_the_numbers_are_those_of_the_tables(synthetic):
-    made = page_of(synthetic.HOME)
+@pytest.fixture(scope="module")
+def whole(synthetic):
+    """The page of the made-up runs, to be read only."""
+    return page_of(synthetic.HOME)
+
+
+def test_the_numbers_are_those_of_the_tables(synthetic, whole):
+    made = whole
     table = tables.build(frame.load([synthetic.HOME]), "none")
     shown = {
         (made["models"][c["model"]]["name"], made["sets"][c["set"]]["task"], c["length"]): c for c in made["cells"]
@@ -83,9 +89,8 @@ def test_the_numbers_are_those_of_the_tables(synthetic):
     assert runs["synthetic-gdn2"]["software"] == "0.1.0 0000000000" and runs["synthetic-gdn2"]["status"] == "done"
 
 
-def test_every_record_is_a_row_that_names_its_cell(synthetic):
-    made = page_of(synthetic.HOME)
-    rows = made["samples"]
+def test_every_record_is_a_row_that_names_its_cell(synthetic, whole):
+    made, rows = whole, whole["samples"]
     records = {}
     for run in frame.expand(synthetic.HOME):
         for record in show.read_records(run):
@@ -105,8 +110,8 @@ def test_every_record_is_a_row_that_names_its_cell(synthetic):
     assert place == sorted(place)
 
 
-def test_depth_bins_hold_every_scored_sample_once(synthetic):
-    made = page_of(synthetic.HOME)
+def test_depth_bins_hold_every_scored_sample_once(synthetic, whole):
+    made = whole
     rows = frame.load([synthetic.HOME]).frame
     counts, sums = {}, {}
     for place, bin_, mean, n in made["depth"]["rows"]:
@@ -146,8 +151,8 @@ def test_other_scores_keep_their_unit(made_up):
     assert not others.keys() & {made["cells"][row[0]]["set"] for row in made["depth"]["rows"]}
 
 
-def test_effective_lengths_are_those_of_the_tables(synthetic, made_up, monkeypatch):
-    made = page_of(synthetic.HOME)["effective"]
+def test_effective_lengths_are_those_of_the_tables(synthetic, whole, made_up, monkeypatch):
+    made = whole["effective"]
     grid = pivot.effective(frame.load([synthetic.HOME]))
     assert made["reason"] == "" and {row[0] for row in made["rows"]} == {line.labels[0] for line in grid.lines}
     (row,) = [row for row in made["rows"] if row[0] == "synthetic-kda" and row[2] == "S-NIAH-2"]
@@ -191,8 +196,7 @@ def test_more_records_than_fit_are_chosen_by_their_keys_alike_from_every_cell(sy
     assert list(again["key"]) == list(chosen["key"])
 
 
-def test_a_page_that_leaves_samples_out_says_so_and_counts_them_in_its_tables(synthetic, monkeypatch):
-    whole = page_of(synthetic.HOME)
+def test_a_page_that_leaves_samples_out_says_so_and_counts_them_in_its_tables(synthetic, whole, monkeypatch):
     monkeypatch.setattr(samples.choose, "__defaults__", (100,))
     part = page_of(synthetic.HOME)
     assert (part["samples"]["total"], part["samples"]["cap"]) == (whole["samples"]["total"], 4)
@@ -276,6 +280,22 @@ def test_a_prompt_that_is_not_the_one_that_was_asked_is_not_shown(asked, tmp_pat
     assert "is not the one of the run" in made["prompts"]["reasons"][0] and not made["samples"]["excerpts"]
 
 
+@pytest.mark.parametrize("junk", [None, [], "x", 7, {"details": 3}, {"code": 1, "packages": []}])
+def test_a_run_file_of_another_program_costs_what_it_should_have_said(asked, tmp_path, junk):
+    (run,) = frame.expand(asked)
+    copy = tmp_path / "runs" / run.name
+    copy.mkdir(parents=True)
+    (copy / "records.jsonl").write_bytes((run / "records.jsonl").read_bytes())
+    content = json.loads((run / "run.json").read_text())
+    content["model"] |= {"details": junk}
+    content["identity"] |= {"compute": junk, "options": junk, "seed": junk}
+    content["invocations"][-1] |= {"provenance": junk, "passed": junk}
+    (copy / "run.json").write_text(json.dumps(content))
+    made = page_of(tmp_path, count=1)
+    assert len(made["prompts"]["reasons"]) == 1 and made["samples"]["shown"] == 6 and made["trained"] == []
+    assert made["runs"][0]["torch"] == "" and template.render(made)
+
+
 def test_prompts_stop_where_making_them_would_take_long(asked, monkeypatch):
     monkeypatch.setattr(prompts, "TOKENS", 2048 * 3)
     made = page_of(asked, count=2)
@@ -338,8 +358,8 @@ def elements(text):
     return [(node.tag, sorted(node.attrib)) for node in tree.iter() if isinstance(node.tag, str)]
 
 
-def test_payloads_add_no_element_and_reach_the_page_as_plain_text(synthetic, made_up, payloads):
-    good = template.render(page_of(synthetic.HOME))
+def test_payloads_add_no_element_and_reach_the_page_as_plain_text(whole, made_up, payloads):
+    good = template.render(whole)
     bad = template.render(page_of(evil(made_up, payloads)))
     assert elements(good) == elements(bad)
     body = re.search(r'id="data">(.*?)</script>', bad, re.DOTALL)[1]
@@ -369,8 +389,8 @@ def test_data_with_a_number_that_is_none_is_a_bug():
         template.data([float("nan")])
 
 
-def test_the_policy_lets_only_the_page_itself_run(synthetic):
-    text = template.render(page_of(synthetic.HOME))
+def test_the_policy_lets_only_the_page_itself_run(whole):
+    text = template.render(whole)
     (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'" and "unsafe" not in policy and "http" not in policy

@@ -139,23 +139,30 @@ class Cells:
 
 def train_lengths(records: Records) -> list[int]:
     """Lengths the models were trained at, where their runs say so."""
-    found = {run["model"].get("details", {}).get("train_length") for run in records.runs.values()}
-    return sorted(value for value in found if isinstance(value, int) and value > 0)
+    found = (_within(run, "model", "details", "train_length") for run in records.runs.values())
+    return sorted({value for value in found if isinstance(value, int) and value > 0})
+
+
+def _within(content: object, *names: str) -> Any:
+    """What a run.json says below `names`; None where it does not: another program may have written it."""
+    for name in names:
+        content = content.get(name) if isinstance(content, Mapping) else None
+    return content
 
 
 def _provenance(run: Mapping[str, Any]) -> dict[str, Any]:
-    invocations = run.get("invocations", [])
-    provenance = invocations[-1].get("provenance", {}) if invocations else {}
-    packages, code = provenance.get("packages", {}), provenance.get("code", {})
-    commit = str(code.get("commit") or "")[:10] + ("+changes" if code.get("dirty") else "")
-    identity = run.get("identity", {})
-    compute = identity.get("compute", {})
+    last = run["invocations"][-1] if run.get("invocations") else {}
+    commit = str(_within(last, "provenance", "code", "commit") or "")[:10]
+    changes = "+changes" if _within(last, "provenance", "code", "dirty") else ""
+    version = str(_within(last, "provenance", "packages", "gdn2-eval") or "")
+    compute, options = (_within(run, "identity", name) for name in ("compute", "options"))
+    seed = _within(run, "identity", "seed")
     return {
-        "software": " ".join(filter(None, [packages.get("gdn2-eval"), commit])),
-        "torch": str(packages.get("torch", "")),
-        "compute": ", ".join(map(str, compute.values())),
-        "settings": ", ".join(f"{name} {value}" for name, value in sorted(identity.get("options", {}).items())),
-        "seed": identity.get("seed"),
+        "software": " ".join(filter(None, [version, commit + changes])),
+        "torch": str(_within(last, "provenance", "packages", "torch") or ""),
+        "compute": ", ".join(map(str, compute.values())) if isinstance(compute, Mapping) else "",
+        "settings": ", ".join(f"{n} {v}" for n, v in sorted(options.items())) if isinstance(options, Mapping) else "",
+        "seed": seed if isinstance(seed, int) else None,
     }
 
 

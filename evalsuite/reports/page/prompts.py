@@ -104,7 +104,8 @@ class _Model:
         try:
             self.info = ModelInfo(**{field.name: content["model"][field.name] for field in fields(ModelInfo)})
             name = str(passed["model"])
-        except (KeyError, TypeError) as error:
+            key_base(self.info)
+        except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{run / runfile.NAME} does not say what the model was ({error!r:.60})") from None
         self.options = task_options(passed)
         tokenizer = backends.tokenizer_of(name, passed)
