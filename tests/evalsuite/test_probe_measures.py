@@ -307,6 +307,22 @@ def test_what_cannot_be_probed_is_refused_in_one_line(small):
         next(observing.pieces(small.make(), prompt(), 100))
 
 
+def test_a_piece_is_no_longer_for_a_longer_prompt(small):
+    backend = small.make(("gdn2", "mamba2"))
+    kept = []
+    for count, block in ((300, 64), (5000, 1024)):
+        followers, longest, begun = [Follower(NEEDLE, VALUE, WINDOW) for _ in range(2)], 0, []
+        for start, groups in observing.pieces(backend, prompt(count), block):
+            begun.append(start)
+            longest = max(longest, *(len(tokens.k) for tokens in groups))
+            for follower, tokens in zip(followers, groups, strict=True):
+                follower.read(start, tokens)
+        assert longest == min(block, observing.PIECE) and begun == list(range(0, count, longest))
+        held = [x for f in followers for x in vars(f).values() if isinstance(x, torch.Tensor)]
+        kept.append(sum(x.numel() for x in held))  # what goes from piece to piece
+    assert kept[0] == kept[1]
+
+
 def test_heads_are_named_in_the_order_of_the_pieces(small):
     backend = small.make(("gdn2", "window", "mamba2", "gdn2"))
     named = observing.heads(backend)

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import cli
 import tasks
@@ -210,6 +213,38 @@ def test_a_mistake_is_one_line_and_nothing_is_written(capsys, tmp_path, monkeypa
     found, out, err = call(capsys, "--budget", "48", *arguments)
     assert (found, out) == (code, "") and message in err
     assert err.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+texts = st.one_of(
+    st.text(st.characters(exclude_categories=()), max_size=20),
+    st.sampled_from(
+        ["-1", "0", "1e309", "nan", "9" * 400, "../x", "/", "\x1b[2J", "--", "[/b]", "\ud800", "4k,", "png,"]
+    ),
+)
+NAMES = [p.opts[0] for p in typer.main.get_command(cli.app).commands["probe"].params if not p.is_flag]
+
+
+@given(name=st.sampled_from(NAMES), value=texts)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_value_of_any_option_gives_a_traceback(capsys, tmp_path, monkeypatch, name, value):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, "--model", "scripted:perfect", name, value)  # what cannot be probed, at the latest
+    assert code in (2, 3, 4, 6) and out == "", err
+    assert err.count("\n") == 1 and "Traceback" not in err and list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_keeps_what_is_done(capsys, tmp_path, monkeypatch, done):
+    append = records.append
+
+    def second(directory, sample):
+        append(directory, sample)
+        if sample["sample_id"] == "1":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(records, "append", second)
+    code, out, err = call(capsys, "--samples", "3", "--out", str(tmp_path))
+    assert (code, out) == (130, "") and "interrupted by SIGINT" in err
+    assert lines(tmp_path)[1] == lines(done)[1][:2]
 
 
 @pytest.fixture(scope="module")
