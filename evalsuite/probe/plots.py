@@ -174,8 +174,8 @@ def _heads(probe: Probe) -> Figure:
         ax.set_title(name)
         bar = figure.colorbar(image, ax=ax, aspect=15)
         if isinstance(norm, LogNorm):
-            bar.set_ticks(ticks := [10**i for i in range(-2, 7) if norm.vmin <= 10**i <= norm.vmax])
-            bar.set_ticklabels([f"{tick:g}" for tick in ticks])
+            bar.set_ticks(ticks := [10**i for i in range(-2, 12) if norm.vmin <= 10**i <= norm.vmax])
+            bar.set_ticklabels([_brief(tick) for tick in ticks])
             bar.minorticks_off()
     for ax in axes[::across]:
         ax.set_ylabel("layer")
@@ -194,15 +194,20 @@ def _map(ax: Axes, layers: Sequence[tuple[tuple[str, str], list[int]]], values: 
         for (y, x), shown in np.ndenumerate(grid):
             if not np.isnan(shown):
                 ink = "white" if norm(shown) < 0.5 else "black"
-                text = (
-                    f"{shown:.0f}" if shown >= 10 else f"{shown:.1f}" if shown >= 1 else f"{round(shown, 2) + 0.0:.2f}"
-                )
-                ax.text(x, y, text, ha="center", va="center", fontsize=6, color=ink)
+                ax.text(x, y, _brief(shown), ha="center", va="center", fontsize=6, color=ink)
     ax.grid(False)
     every = math.ceil(len(layers) / 12)
     ax.set_yticks(range(0, len(layers), every), [layer for (layer, _), _ in layers[::every]])
     ax.set_xticks(range(0, wide, math.ceil(wide / 8)))
     return image
+
+
+def _brief(x: float) -> str:
+    """A number in at most five letters."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("K", 1e3)):
+        if x >= size:
+            return f"{x / size:.3g}{unit}" if x < 10 * size else f"{x / size:.0f}{unit}"
+    return f"{x:.0f}" if x >= 10 else f"{x:.1f}" if x >= 1 else f"{round(x, 2) + 0.0:.2f}"
 
 
 def _needle(probe: Probe) -> Figure:

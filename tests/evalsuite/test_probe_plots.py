@@ -176,6 +176,11 @@ def test_names_from_outside_are_made_harmless(made):
     assert json.dumps(summary.worst(odd)[1])
 
 
+def test_numbers_on_a_map_are_brief():
+    shown = [plots._brief(x) for x in (0.004, -0.001, 0.344, 3.14159, 84.4, 999.2, 1443, 12345, 7.778e6, 2.39e7, 5e9)]
+    assert shown == ["0.00", "0.00", "0.34", "3.1", "84", "999", "1.44K", "12K", "7.78M", "24M", "5G"]
+
+
 def test_numbers_have_five_digits_and_no_nan():
     import torch
 
