@@ -62,12 +62,14 @@ def test_what_is_written(done):
     plots = sorted(f"{name}.{kind}" for name in ("heads", "needle", "retention") for kind in ("png", "svg"))
     assert names == sorted([*plots, "lock", "probe.json", "samples.jsonl"])
     settings = json.loads((path.parent / records.SETTINGS).read_text())
-    assert settings["heads"] == [[str(layer), "gdn2", head] for layer in range(3) for head in range(2)]
+    config = settings["model"]["details"]["config"]
+    layers, each = len(config["pattern"]), config["mixers"]["gdn2"]["n_heads"]
+    assert settings["heads"] == [[str(layer), "gdn2", head] for layer in range(layers) for head in range(each)]
     assert settings["version"] == records.VERSION and settings["identity"]["block"] == 64
     assert settings["passed"]["length"] == "256" and settings["provenance"]["packages"]["torch"]
     assert [sample["sample_id"] for sample in found] == ["0", "1", "2"]
     for sample in found:
-        ends, heads, at = len(sample["ends"]), 6, sample["needle"]
+        ends, heads, at = len(sample["ends"]), layers * each, sample["needle"]
         assert sample["ends"] == [64, 128, 192, sample["tokens"]]
         for name in ("half_life", "half_life_max", "erase", "write", "write_norm", "norm", "rank"):
             assert records.array(sample[name]).shape == (ends, heads)
@@ -124,7 +126,8 @@ def test_the_table_says_what_the_lines_say(done, copy, capsys):
         assert head.decay == pytest.approx(np.mean([sum(r[g] for r in s["loss"]["decay"]) for s in probe.samples]))
         assert head.norm == pytest.approx(np.mean([s["norm"][-1][g] for s in probe.samples]))
         assert head.asked == pytest.approx(np.mean([max(row[g] for row in s["asked"]) for s in probe.samples]))
-    assert re.search(rf"\n +2  gdn2 +1 .* {found[5].kept_hits:.2f} ", out)
+    last = found[-1]
+    assert re.search(rf"\n +{last.layer}  gdn2 +{last.head} .* {last.kept_hits:.2f} ", out)
     assert f"{len(right)} of 3 answered right" in out
     assert "later write" in out and "3 were there before" in err
 
