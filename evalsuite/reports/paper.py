@@ -85,11 +85,11 @@ def alias(family: str, mixer: str, mixers: Mapping[str, Mapping[str, Any]]) -> t
     Args:
         mixers: the model's own options by layer name, as its run says them; empty where it does not.
     """
-    if mixer == "attention" and family == "transformer":
+    if family == "transformer":
         return "hybrid", "transformer"
     options = next((dict(o) for o in mixers.values() if o.get("mixer") == mixer), {})
     if mixer == "mamba3" and options:
-        return family, "mamba3_mimo" if options.get("rank", 1) > 1 else "mamba3_siso"
+        return family, "mamba3_siso" if options.get("rank") is None else "mamba3_mimo"
     if mixer == "gdn2":
         for option, (value, name) in ABLATIONS.items():
             if options.get(option) == value:

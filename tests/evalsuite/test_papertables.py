@@ -142,6 +142,8 @@ def test_models_stand_where_the_paper_lists_their_kind(grids):
     [
         ("recurrent", "mamba3", {"mixer": "mamba3"}, "mamba3_siso"),
         ("recurrent", "mamba3", {"mixer": "mamba3", "rank": 4}, "mamba3_mimo"),
+        ("recurrent", "mamba3", {"mixer": "mamba3", "rank": None}, "mamba3_siso"),
+        ("recurrent", "mamba3_mimo", {"mixer": "mamba3", "rank": 4}, "mamba3_mimo"),
         ("hybrid", "gdn2", {"mixer": "gdn2", "scalar_write": True}, "gdn2_scalar_write (b-only: channel b, scalar w)"),
         ("hybrid", "gdn2", {"mixer": "gdn2", "scalar_write": False, "erase_max": 1}, "gdn2"),
         ("recurrent", "deltanet", {"mixer": "deltanet"}, "deltanet"),
@@ -150,6 +152,8 @@ def test_models_stand_where_the_paper_lists_their_kind(grids):
 def test_aliases(family, mixer, options, expected):
     assert paper.alias(family, mixer, {"layer": options}) == (family, expected)
     assert paper.alias("recurrent", "mamba3", {}) == ("recurrent", "mamba3")
+    for name in ("attention", "transformer"):
+        assert paper.alias("transformer", name, {}) == ("hybrid", "transformer")
 
 
 def test_published_figures_can_be_left_out_or_matched(made):
