@@ -47,11 +47,11 @@ FAMILIES: dict[str, Family] = {
     "transformer": _fla(fla.read, "softmax attention, full or windowed"),
     "gdn2": _fla(fla.read, "GDN-2 layers in fla's naming: sigmoid output gate"),
     "samba": _fla(mamba1.samba, "Mamba-1 with windows of attention where `attn` says so"),
-    "mamba": _hf(mamba1.mamba, "Mamba-1"),
+    "mamba": Family("transformers/fla", mamba1.mamba, "Mamba-1, as transformers and fla write it"),
     "mamba2": Family("transformers/fla", mamba.mamba2, "Mamba-2, as transformers and fla write it (Codestral-Mamba)"),
     "mamba3": Family("fla", mamba.mamba3, "Mamba-3, SISO and MIMO"),
     "mamba_ssm": Family(
-        "mamba_ssm", mamba.mamba_ssm, "state-spaces/mamba: Mamba-2 and Mamba-3, attention among them, transformer++"
+        "mamba_ssm", mamba.mamba_ssm, "state-spaces/mamba: Mamba-1, -2 and -3, attention among them, transformer++"
     ),
     "qwen3_next": _hf(huggingface.qwen, "Gated DeltaNet with full attention; layers of experts are refused"),
     "qwen3_5": _hf(huggingface.qwen, "Gated DeltaNet with full attention: the text model of Qwen3.5"),

@@ -1,5 +1,5 @@
-"""Mamba-1: the `mamba` directories of transformers and the `samba` directories of fla, where attention and MLPs are
-beside it."""
+"""Mamba-1: the `mamba` directories of transformers and of fla, and fla's `samba`, where attention and MLPs are beside
+it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SAMBA = {**fla.LAYER, "mixer_norm.weight": "mixer_norm.weight", "mixer.*": "mixe
 
 
 def mamba(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) -> Read:
-    """`model_type: mamba` of transformers."""
+    """`model_type: mamba` of transformers and of fla."""
     raw.only(hidden_act=SILU)
-    return _model(raw, "layer_norm_epsilon", None), _table
+    return _model(raw, "layer_norm_epsilon" if raw.has("layer_norm_epsilon") else "norm_eps", None), _table
 
 
 def samba(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) -> Read:
@@ -32,7 +32,7 @@ def samba(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) -> Rea
 
 
 def _model(raw: Fields, eps: str, d_ff: int | None) -> ModelConfig:
-    """The configuration; without an MLP, and so without `attn`, it is transformers'."""
+    """The configuration; its defaults without an MLP, `d_ff`, are transformers'."""
     raw.only(use_conv_bias=(True,))
     n, d_model = raw.integer("num_hidden_layers"), raw.integer("hidden_size")
     hybrid = raw.table("attn")

@@ -212,6 +212,60 @@ def fla(config: dict[str, Any]) -> tuple[Tensors, Logits]:
     return d.tensors, logits
 
 
+SAMBA = {
+    "model_type": "samba", "hidden_size": D, "vocab_size": VOCAB, "num_hidden_layers": 3, "state_size": 8, "expand": 2,
+    "norm_eps": 1e-4, "hidden_act": "swish", "tie_word_embeddings": False, "use_bias": True, "time_step_rank": 3,
+    "attn": {"layers": [1], "num_heads": 4, "num_kv_heads": 2, "window_size": 20, "rope_theta": 900.0},
+}  # fmt: skip
+
+
+def samba() -> tuple[Tensors, Logits]:
+    """fla's Samba: Mamba-1, a window of attention, Mamba-1, each with an MLP."""
+    d, inner, states, rank, eps, soft = Drawn(29), 2 * D, 8, 3, SAMBA["norm_eps"], SAMBA["attn"]
+    for i in range(3):
+        h = f"backbone.layers.{i}."
+        for name in ("mixer_norm.weight", "mlp_norm.weight"):
+            d.vector(h + name, D, around=1)
+        for name, shape in {"gate": (FF, D), "up": (FF, D), "down": (D, FF)}.items():
+            d.matrix(f"{h}mlp.{name}_proj.weight", *shape)
+        m = h + "mixer."
+        if i in soft["layers"]:
+            for name, rows in {"q": D, "k": D // 2, "v": D // 2, "o": D}.items():
+                d.matrix(f"{m}{name}_proj.weight", rows, D)
+            continue
+        shapes = {"in_proj": (2 * inner, D), "x_proj": (rank + 2 * states, inner), "dt_proj": (inner, rank)}
+        for name, shape in {**shapes, "out_proj": (D, inner), "conv1d": (inner, 1, 4)}.items():
+            d.matrix(f"{m}{name}.weight", *shape)
+        for name, rows in {"in_proj": 2 * inner, "dt_proj": inner, "out_proj": D, "conv1d": inner}.items():
+            d.vector(f"{m}{name}.bias", rows)
+        d.vector(m + "D", inner, around=1)
+        d.vector(m + "A_log", inner, states)
+    d.matrix("backbone.embeddings.weight", VOCAB, D)
+    d.vector("backbone.norm_f.weight", D, around=1)
+    d.matrix("lm_head.weight", VOCAB, D)
+    w = d.wide()
+
+    def logits(ids: list[int]) -> Tensor:
+        x = w["backbone.embeddings.weight"][ids]
+        for i in range(3):
+            h = f"backbone.layers.{i}."
+            y = transcribed.normed(x, w[h + "mixer_norm.weight"], eps)
+            if i in soft["layers"]:
+                q, k, v = ((y @ w[f"{h}mixer.{n}_proj.weight"].T).unflatten(-1, (-1, D // 4)) for n in "qkv")
+                q, k = (rotated(z, D // 4, soft["rope_theta"]) for z in (q, k))
+                x = x + attended(q, k, v, soft["window_size"]) @ w[h + "mixer.o_proj.weight"].T
+            else:
+                x = x + transcribed.mamba1(
+                    layer(w, h + "mixer."), y, {"d_inner": inner, "d_state": states, "dt_rank": rank}
+                )
+            y = transcribed.normed(x, w[h + "mlp_norm.weight"], eps)
+            gate, up, down = (w[f"{h}mlp.{n}_proj.weight"] for n in ("gate", "up", "down"))
+            x = x + (F.silu(y @ gate.T) * (y @ up.T)) @ down.T
+        return transcribed.normed(x, w["backbone.norm_f.weight"], eps) @ w["lm_head.weight"].T
+
+    return d.tensors, logits
+
+
 ATTENTION = {
     "causal": True, "num_heads": 4, "num_heads_kv": 2, "head_dim": 12, "d_conv": 4, "rotary_emb_dim": 6,
     "qkv_proj_bias": True, "out_proj_bias": True,

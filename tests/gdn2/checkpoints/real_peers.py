@@ -64,6 +64,7 @@ FLA: dict[str, tuple[str, dict[str, Any]]] = {
         "head_dim": 8, "num_heads": 8, "state_size": 8, "n_groups": 1, "expand": 2, "chunk_size": 32,
         "tie_word_embeddings": True,
     }),
+    "mamba": ("Mamba", {"state_size": 8, "expand": 2, "use_bias": True}),
     "samba": ("Samba", {"state_size": 8, "attn": ATTN, "num_hidden_layers": 3, "hidden_ratio": 2, "use_bias": True}),
     "mamba3": ("Mamba3", {"head_dim": 16, "state_size": 16, "expand": 2, "is_mimo": False}),
     "mamba3_mimo": ("Mamba3", {"head_dim": 16, "state_size": 16, "expand": 2, "is_mimo": True, "mimo_rank": 4}),

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from gdn2.checkpoints import Options, open_model
+from gdn2.errors import CheckpointError
 from tests.gdn2.checkpoints import golden, peers
 
 IDS = torch.randint(0, 85, (2, 300), generator=torch.Generator().manual_seed(5)).tolist()
@@ -36,6 +37,29 @@ def test_fla(tmp_path: Path, config: dict[str, Any]) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
     agrees(tmp_path, logits, Options())
+
+
+def test_samba(tmp_path: Path) -> None:
+    tensors, logits = peers.samba()
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(peers.SAMBA))
+    agrees(tmp_path, logits, Options())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attn": {"layers": [3], "num_heads": 4}}, "layers must be numbers below 3"),
+        ({"use_conv_bias": False}, "use_conv_bias must be True"),
+        ({"attnres_block_size": 2}, "attnres_block_size must be None"),
+        ({"time_step_rank": "large"}, "time_step_rank must be an integer"),
+    ],
+)
+def test_samba_that_computes_something_else_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    save_file(peers.samba()[0], tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**peers.SAMBA, **changes}))
+    with pytest.raises(CheckpointError, match=message):
+        open_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["MAMBA2_ATTENTION", "MAMBA3_MIMO", "TRANSFORMERPP"])
