@@ -50,6 +50,7 @@ SURFACE = {
     "data fetch": "names --to --tokenizer",
     "data check": "directory",
     "data import": "task file --to",
+    "bench training": "--models --shapes --rounds --device --kernels --out",
     "data ruler": "--task --length --tokenizer --out --samples --profile --seed --haystack --haystack-offset --budget",
     "data punkt": "",
     "data essays": "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,6 +18,8 @@ EchoTable = Callable[[Sequence[str], Sequence[Sequence[object]]], None]
 WIDTHS = (12, 6, 18, 9, 15, 9, 9, 7, 9, 10, 8)  # columns of the rows of `bench kernels`, printed as they are known
 
 
+SHAPES = "2048x8,4096x4,8192x2,16384x1"  # of a training step, the paper's
+TRAINING_WIDTHS = (24, 9, 9, 9, 15, 8)
 ENGINE_WIDTHS = (16, 9, 5, 8, 13, 9, 9, 8, 7, 5)
 
 
@@ -45,6 +47,12 @@ Prompts = Annotated[int, typer.Option(min=1, max=10**4, help="Prompts of each le
 NewTokens = Annotated[int, typer.Option(min=2, max=2**16, help="Tokens each of them generates.")]
 Batches = Annotated[str, typer.Option(help="Batch sizes of the contenders, separated by commas.")]
 
+Presets = Annotated[str, typer.Option("--models", help="Presets, separated by commas.", show_default="Figure 2's")]
+Shapes = Annotated[str, typer.Option(help="LENGTHxSEQUENCES of a step, separated by commas.")]
+Kernels = Annotated[
+    Literal["reference", "torch", "triton"] | None, typer.Option(help="Of the mixers.", show_default="the device's")
+]
+
 
 def add(app: typer.Typer, echo: Echo, echo_table: EchoTable) -> None:
     """Register both commands with `app`."""
@@ -53,6 +61,7 @@ def add(app: typer.Typer, echo: Echo, echo_table: EchoTable) -> None:
     group.callback()(lambda: None)
 
     _add_engine(group, echo)
+    _add_training(group, echo)
 
     @app.command()
     def doctor(compile_: Compile = False, target: Target = "sm_90", only: Only = "") -> None:
@@ -109,6 +118,26 @@ def _add_engine(group: typer.Typer, echo: Echo) -> None:
         echo(_line(bench.HEADER, ENGINE_WIDTHS))
         result = bench.run(asked, lambda row: echo(_line(row.cells(), ENGINE_WIDTHS)))
         echo(f"written to {bench.write(result, out / 'bench')}")
+
+
+def _add_training(group: typer.Typer, echo: Echo) -> None:
+    @group.command()
+    def training(
+        models: Presets = "", shapes: Shapes = SHAPES, rounds: Rounds = 10, device: Device = "cuda",
+        kernels: Kernels = None, out: Out = Path("results"),
+    ) -> int:  # fmt: skip
+        """Time training steps, for the paper's Figure 2: `gdn2-eval paper` and `plot` read what this writes."""
+        from evalsuite.bench import engine
+        from evalsuite.bench import training as bench
+        from evalsuite.store import check_writable
+
+        check_writable(out / "bench")
+        asked = bench.Asked(tuple(_names(models)) or bench.MODELS, bench.parse_shapes(shapes), rounds, device, kernels)
+        bench.check(asked)
+        echo(_line(bench.HEADER, TRAINING_WIDTHS))
+        result = bench.run(asked, lambda row: echo(_line(row.cells(), TRAINING_WIDTHS)), echo)
+        echo(f"written to {engine.write(result, out / 'bench')}")
+        return 5 if result["refused"] else 0
 
 
 def _batches(text: str) -> tuple[int, ...]:

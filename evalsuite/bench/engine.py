@@ -140,7 +140,7 @@ def write(result: dict[str, Any], folder: Path) -> Path:
     """Write the result under a name that tells kind, device and time."""
     device = "-".join(result["device"]["before"]["name"].lower().split())
     stamp = result["created_at"].replace(":", "").replace("+0000", "Z")
-    path = folder / f"engine_{device}_{stamp}.json"
+    path = folder / f"{result['kind']}_{device}_{stamp}.json"
     folder.mkdir(parents=True, exist_ok=True)
     write_file(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     return path

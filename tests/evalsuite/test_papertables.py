@@ -208,3 +208,12 @@ def test_latex_compiles(paperlike, tmp_path):
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout
     assert cells.size_label(1_300_000_000) == "1.3B"
+
+
+def test_every_source_is_a_task_of_the_package():
+    import tasks
+
+    for column in paper.COLUMNS.values():
+        if column.task:
+            assert column.task in tasks.names()
+            assert tasks.get(column.task).has_lengths == bool(column.length)
