@@ -54,6 +54,12 @@ class Ragged:
         return torch.tensor(self.lengths, dtype=torch.int64, device=self.device)
 
     @cached_property
+    def begun(self) -> Tensor:
+        """Which sequences have any tokens, int64."""
+        live = [n for n, length in enumerate(self.lengths) if length]
+        return torch.tensor(live, dtype=torch.int64, device=self.device)
+
+    @cached_property
     def sequence(self) -> Tensor:
         """Which sequence each token belongs to, int64 [T]."""
         index = torch.arange(self.n_sequences, device=self.device)

@@ -153,7 +153,7 @@ class Attention(Mixer):
         """The caches after the tokens k, v [T, G, d]."""
         window = self.config.window
         ends = [start + length for start, length in zip(begun, ragged.lengths, strict=True)]
-        position = state["position"] + torch.tensor(ragged.lengths, dtype=torch.int64, device=k.device)
+        position = state["position"] + ragged.counts
         keys, values = state["keys"], state["values"]
         if window is None:
             keys, values = (grown(cache, max(ends, default=0)) for cache in (keys, values))

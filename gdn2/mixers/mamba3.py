@@ -151,7 +151,7 @@ class Mamba3(Mixer):
             )  # fmt: skip
             o = self._own_rows(o[0])
         new = {
-            "theta": state["theta"].index_copy(0, begun(ragged), as_units(phase[ragged.last])),
+            "theta": state["theta"].index_copy(0, ragged.begun, as_units(phase[ragged.last])),
             "memory": memory,
             "k_last": keys[ends[:, 0]].to(state["k_last"].dtype),
             "v_last": values[ends[:, 0]].to(state["v_last"].dtype),
@@ -233,7 +233,7 @@ class Mamba3(Mixer):
         self, token: _Token, q: Tensor, k: Tensor, ragged: Ragged, state: LayerState
     ) -> tuple[Tensor, Tensor]:
         """Every token's write at once, with the weight the next token gives it: o [T, R, H, P] and the memory."""
-        rank, live = self.config.rows, begun(ragged)
+        rank, live = self.config.rows, ragged.begun
         # A sequence's last token has none after it yet.
         later = torch.cat([token.back[1:], token.back[:1]]).index_fill(0, ragged.last, 0.0)
         weight = token.own + later
@@ -295,12 +295,6 @@ class Mamba3(Mixer):
         flops = 2 * matrices + (1 + 6 * c.rows) * memory  # decay; R writes of two tokens, R reads
         state = 4 * (memory + c.n_heads * c.pairs) + 2 * (c.rows * c.n_heads * c.d_state + c.d_inner)
         return Cost(matrices + vectors, flops, state)
-
-
-def begun(ragged: Ragged) -> Tensor:
-    """Which sequences have any tokens here, int64."""
-    live = [n for n, length in enumerate(ragged.lengths) if length]
-    return torch.tensor(live, dtype=torch.int64, device=ragged.device)
 
 
 def heavy_tail(x: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class LatentAttention(Mixer):
             seen = torch.cat([state["latents"][n, :, :start].transpose(0, 1).to(x.dtype), latents[rows]])
             out.append(attend(q[rows], seen, seen[..., : self.config.d_latent], start, None))
             cache[n, :, start : start + ragged.lengths[n]] = latents[rows].transpose(0, 1).to(cache.dtype)
-        position = state["position"] + torch.tensor(ragged.lengths, dtype=torch.int64, device=x.device)
+        position = state["position"] + ragged.counts
         mixed = torch.cat(out) if out else q[..., : self.config.d_latent]
         return self._output(mixed), {"latents": cache, "position": position}
 

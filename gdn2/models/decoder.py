@@ -163,8 +163,12 @@ class Decoder(nn.Module):
                 parameter.data = parameter.data.to(dtype)
         return self
 
-    def reset_parameters(self, seed: int) -> None:
-        """Fresh parameters, the same for the same seed. MLP outputs shrink with depth, as in the published models."""
+    def reset_parameters(self, seed: int, mixer_gain: float | None = None) -> None:
+        """Fresh parameters, the same for the same seed. MLP outputs shrink with depth, as in the published models.
+
+        With `mixer_gain` the mixers' matrices are Xavier-uniform of that gain. The published 2^-2.5 starts narrow
+        mixers so close to zero that retrieval is not learnt for a long time.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             nn.init.normal_(self.embed.weight, std=0.02)
@@ -172,6 +176,9 @@ class Decoder(nn.Module):
                 nn.init.normal_(self.head.weight, std=0.02)
             for layer in self.blocks():
                 layer.mixer.reset_parameters()
+                for part in layer.mixer.modules():
+                    if mixer_gain is not None and isinstance(part, Linear):
+                        nn.init.xavier_uniform_(part.weight, gain=mixer_gain)
                 if layer.has_mlp:
                     for linear in (layer.mlp.gate, layer.mlp.up, layer.mlp.down):
                         nn.init.xavier_uniform_(linear.weight, gain=2**-0.5)

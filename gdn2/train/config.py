@@ -57,6 +57,7 @@ class Run:
     log_every: int = 20  # steps
     evaluate_every: int = 500
     checkpoint_every: int = 500
+    mixer_gain: float | None = None  # Xavier gain of the mixers' matrices; left out: the published initialisation
     stored: str | None = None  # dtype of the written model: float16, bfloat16 or float32; left out: as trained, fp32
 
 
@@ -75,7 +76,7 @@ class Documents:
     needles: Range | int = 1
     questions: Range | int = 1
     text_weight: float = 0.1
-    bare: bool = False
+    bare: float = 0.0
 
     def mixture(self) -> dict[str, Any]:
         """The fields of the source's own configuration."""
@@ -87,11 +88,15 @@ class Documents:
 @dataclass(frozen=True)
 class Stage(Documents):
     """One step of the curriculum. It ends after `steps`, or sooner where the share of answer tokens that come out right
-    in the logged batches reaches `until`. The last one goes on to the end of the run."""
+    in the logged batches reaches `until`. The last one goes on to the end of the run.
+
+    In a `fixed` stage every document is filled up at its end, with tokens of no weight, to the longest length, so that
+    all batches have one shape: a GPU then replays one captured step, several times as fast for small models."""
 
     batch_tokens: int = 8192  # of one batch, at most (a longer single document excepted)
     steps: int | None = None
     until: float | None = None
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -214,6 +219,12 @@ def _check(config: TrainConfig) -> None:
             raise ConfigError(
                 ("stages", i), f"stage {i + 1} needs steps: only the last one lasts to the end of the run"
             )
+        if stage.fixed and config.optimizer.accumulate > 1:
+            raise ConfigError(
+                ("stages", i, "fixed"), f"fixed does not go with accumulate {config.optimizer.accumulate}"
+            )
+    if config.run.mixer_gain is not None and not 0 < config.run.mixer_gain < 100:
+        raise ConfigError(("run", "mixer_gain"), f"mixer_gain {config.run.mixer_gain} must lie in (0, 100)")
     for key, documents in (("stages", config.stages), ("evaluate", config.evaluate)):
         for i, entry in enumerate(documents):
             for name in ("length", "needles", "questions"):

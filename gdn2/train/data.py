@@ -97,12 +97,18 @@ class Opening:
         return self.factory(self.tokenizer, self.mixture, self.seed, self.split)
 
 
-def make_batch(source: Source, number: int, tokens: int) -> Batch:
-    """Documents of batch `number` up to `tokens` tokens; one at least."""
-    documents = [source.document(number * STRIDE)]
+def make_batch(source: Source, number: int, tokens: int, fill: int = 0) -> Batch:
+    """Documents of batch `number` up to `tokens` tokens, one at least, each filled up to `fill` tokens of no weight."""
+
+    def document_of(index: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        ids, weights = source.document(index)
+        missing = max(fill - len(ids), 0)
+        return np.pad(ids, (0, missing), mode="edge"), np.pad(weights, (0, missing))
+
+    documents = [document_of(number * STRIDE)]
     total = len(documents[0][0])
     while len(documents) < STRIDE:
-        document = source.document(number * STRIDE + len(documents))
+        document = document_of(number * STRIDE + len(documents))
         total += len(document[0])
         if total > tokens:
             break
@@ -114,15 +120,15 @@ def make_batch(source: Source, number: int, tokens: int) -> Batch:
 class Batches:
     """Batches `first`, `first` + 1, ... of one source, made by `workers` processes (0: by this one, when asked)."""
 
-    def __init__(self, opening: Opening, tokens: int, first: int, workers: int) -> None:
-        self._tokens, self._first, self._next = tokens, first, first
+    def __init__(self, opening: Opening, tokens: int, first: int, workers: int, fill: int = 0) -> None:
+        self._tokens, self._first, self._next, self._fill = tokens, first, first, fill
         self._source = None if workers else opening.open()
         self._processes: list[Any] = []
         self._queues: list[Any] = []
         context = multiprocessing.get_context("spawn")
         for w in range(workers):
             ready = context.Queue(AHEAD)
-            arguments = (opening, tokens, first + w, workers, ready)
+            arguments = (opening, tokens, first + w, workers, ready, fill)
             process = context.Process(target=_work, args=arguments, daemon=True)
             process.start()
             self._queues.append(ready)
@@ -132,7 +138,7 @@ class Batches:
         """The next batch."""
         number, self._next = self._next, self._next + 1
         if self._source is not None:
-            return make_batch(self._source, number, self._tokens)
+            return make_batch(self._source, number, self._tokens, self._fill)
         return self._receive((number - self._first) % len(self._queues))
 
     def _receive(self, w: int) -> Batch:
@@ -158,7 +164,7 @@ class Batches:
             ready.close()
 
 
-def _work(opening: Opening, tokens: int, first: int, step: int, ready: Any) -> None:
+def _work(opening: Opening, tokens: int, first: int, step: int, ready: Any, fill: int) -> None:
     """A worker: batches `first`, `first` + `step`, ... until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     parent = multiprocessing.parent_process()
@@ -167,7 +173,7 @@ def _work(opening: Opening, tokens: int, first: int, step: int, ready: Any) -> N
         source = opening.open()
         number = first
         while parent.is_alive():
-            batch = make_batch(source, number, tokens)
+            batch = make_batch(source, number, tokens, fill)
             number += step
             while parent.is_alive():
                 try:

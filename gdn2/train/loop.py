@@ -26,8 +26,9 @@ from gdn2.models import Decoder
 from gdn2.train import saves
 from gdn2.train.config import Documents, Evaluation, TrainConfig
 from gdn2.train.data import Batch, Batches, Opening, SourceFactory, Split, make_batch
-from gdn2.train.loss import evaluate, place, weighted_loss
-from gdn2.train.optimizer import learning_rate, make_optimizer
+from gdn2.train.loss import evaluate
+from gdn2.train.optimizer import learning_rate, make_optimizer, set_rate
+from gdn2.train.step import Step, Stepper
 
 LOG, SAVES, MODEL = "log.jsonl", "saves", "model"
 EVALUATION_TOKENS = 32768  # of one held-out batch
@@ -89,9 +90,10 @@ class _Run:
         self.at = Position()
         self.stopped: int | None = None
         self.ahead: dict[int, Batches] = {}
+        self.stepper: tuple[int, Stepper] | None = None
         self.held_out = [(entry, self._held_out(entry)) for entry in config.evaluate]
         self.model = Decoder(config.model)
-        self.model.reset_parameters(config.run.seed)
+        self.model.reset_parameters(config.run.seed, config.run.mixer_gain)
         self.model.to(device).use(config.run.kernels)  # type: ignore[arg-type]
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self._resume()
@@ -124,33 +126,29 @@ class _Run:
     def _step(self) -> None:
         config, at = self.config, self.at
         rate = learning_rate(config.optimizer, at.step, self.progress())
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         batches = [self._take() for _ in range(config.optimizer.accumulate)]
-        total_weight = float(sum(batch.weights.sum(dtype="float64") for batch in batches))
-        logging = (at.step + 1) % config.run.log_every == 0
-        loss, answers = torch.zeros((), device=self.device), []
-        for batch in batches:
-            placed = place(batch, self.device)
-            part, right = weighted_loss(self.model, placed)
-            (part / total_weight).backward()
-            loss += part.detach() / total_weight
-            if logging:
-                answers.append(right[placed.weights == 1])
-            at.tokens += len(batch.ids)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        seen = self._stepper()(batches)
+        at.tokens += sum(len(batch.ids) for batch in batches)
         at.step += 1
         at.stage_step += 1
         at.batch += len(batches)
         at.seconds = time.monotonic() - self.started
-        accuracy = self._log(loss, norm, rate, torch.cat(answers)) if logging else None
+        accuracy = self._log(seen, rate) if at.step % config.run.log_every == 0 else None
         self._next_stage(accuracy)
         if at.step % config.run.evaluate_every == 0:
             self._evaluate()
         if at.step % config.run.checkpoint_every == 0:
             self._save()
+
+    def _stepper(self) -> Stepper:
+        """What takes the steps of the present stage: its batches may have one shape."""
+        if self.stepper is None or self.stepper[0] != self.at.stage:
+            fixed = self.config.stages[self.at.stage].fixed
+            self.stepper = None  # a captured step lets go of its memory before the next one takes some
+            made = Stepper(self.model, self.optimizer, self.config.optimizer.clip, fixed)
+            self.stepper = (self.at.stage, made)
+        return self.stepper[1]
 
     def _next_stage(self, accuracy: float | None) -> None:
         at, stage = self.at, self.config.stages[self.at.stage]
@@ -174,7 +172,8 @@ class _Run:
     def _batches(self, stage: int, first: int) -> Batches:
         entry = self.config.stages[stage]
         opening = self._opening(entry, self.config.run.seed * 1000 + stage, "train")
-        return Batches(opening, entry.batch_tokens, first, self.config.run.workers)
+        fill = _longest(entry) if entry.fixed else 0
+        return Batches(opening, entry.batch_tokens, first, self.config.run.workers, fill)
 
     def _opening(self, entry: Documents, seed: int, split: Split) -> Opening:
         if entry.source != "text" and entry.source not in self.sources:
@@ -196,19 +195,19 @@ class _Run:
             exact = "" if result.exact is None else f", exact {result.exact:.3f}"
             self.say(f"step {self.at.step} {entry.name}: loss {result.loss:.4f}{exact}")
 
-    def _log(self, loss: torch.Tensor, norm: torch.Tensor, rate: float, answers: torch.Tensor) -> float | None:
-        accuracy = float(answers.float().mean()) if len(answers) else None
-        if not math.isfinite(loss.item()):
+    def _log(self, seen: Step, rate: float) -> float | None:
+        accuracy = float(seen.right.float().mean()) if len(seen.right) else None
+        if not math.isfinite(loss := seen.loss.item()):
             raise UserError(
-                f"the loss is {loss.item()} at step {self.at.step}: lower optimizer.lr ({self.config.optimizer.lr})"
+                f"the loss is {loss} at step {self.at.step}: lower optimizer.lr ({self.config.optimizer.lr})"
             )
         seconds, tokens = self.at.seconds - self.logged[0], self.at.tokens - self.logged[1]
         self.logged = (self.at.seconds, self.at.tokens)
         speed = tokens / max(seconds, 1e-9)
-        measured = {"loss": loss.item(), "answer_tokens": accuracy, "grad_norm": norm.item(), "lr": rate}
+        measured = {"loss": loss, "answer_tokens": accuracy, "grad_norm": seen.norm.item(), "lr": rate}
         self._write({"kind": "train", **self._where(), **measured, "tokens_per_s": round(speed)})
         right = "" if accuracy is None else f" answers {accuracy:.3f}"
-        self.say(f"step {self.at.step} stage {self.at.stage + 1} loss {loss.item():.4f}{right} {speed:,.0f} tokens/s")
+        self.say(f"step {self.at.step} stage {self.at.stage + 1} loss {loss:.4f}{right} {speed:,.0f} tokens/s")
         return accuracy
 
     def _where(self) -> dict[str, Any]:
@@ -251,6 +250,10 @@ class _Run:
     def close(self) -> None:
         for batches in self.ahead.values():
             batches.close()
+
+
+def _longest(entry: Documents) -> int:
+    return entry.length if isinstance(entry.length, int) else entry.length[1]
 
 
 def _joined(batches: list[Batch]) -> Batch:

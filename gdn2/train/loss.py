@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +20,7 @@ from gdn2.train.data import Batch
 PIECE = 1 << 15  # rows of logits held at once
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(NamedTuple):
     """A batch on the model's device."""
 
     ids: Tensor  # int64 [T]
@@ -30,10 +30,10 @@ class Placed:
     ragged: Ragged
 
 
-def place(batch: Batch, device: torch.device) -> Placed:
-    """Send a batch to `device`; only tokens of weight above 0 become targets."""
+def place(batch: Batch, device: torch.device, every: bool = False) -> Placed:
+    """Send a batch to `device`; only tokens of weight above 0 become targets, unless `every` token but the first is."""
     weights = torch.from_numpy(batch.weights)
-    targets = torch.nonzero(weights > 0).squeeze(1)
+    targets = torch.arange(1, len(weights)) if every else torch.nonzero(weights > 0).squeeze(1)
     ids = torch.from_numpy(batch.ids).long()
     tensors = (ids, ids[targets], targets - 1, weights[targets])
     ids, wanted, rows, weights = (tensor.to(device, non_blocking=True) for tensor in tensors)

@@ -25,8 +25,19 @@ def make_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
         {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
         {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
     ]
-    betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=named[0][1].is_cuda)
+    betas, gpu = (config.beta1, config.beta2), named[0][1].is_cuda
+    # On a GPU the rate is a tensor, which a captured step reads anew each time.
+    rate = torch.tensor(config.lr, device=named[0][1].device) if gpu else config.lr
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=config.eps, fused=gpu, capturable=gpu)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Use `rate` from the next step on."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def learning_rate(config: Optimizer, step: int, progress: float) -> float:

@@ -1,7 +1,9 @@
 """Retrieval episodes for training: RULER's NIAH prompts with their answers, in the exact wording of the evaluation.
 
 An episode is BOS, the prompt (instruction, haystack with needles, question, answer prefix), the answer " VALUE.",
-and then either EOS or a further question about the same context (dense supervision: every needle may be asked for).
+and then either EOS or a further question about the same context. Each question draws its needle anew, whatever was
+asked before: were every needle asked once, a model could answer by elimination and never look at a key. Restated
+needles are the densest form of the same lesson: needles alone, then one of them at a time, drawn anew, said again.
 Training uses the keys and values that `held_out` leaves to it and the train split of the procedural English; held-out
 episodes use the other half of both. A document is a pure function of (mixture, split, seed, index).
 
@@ -14,6 +16,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
@@ -26,10 +29,13 @@ from tasks.ruler.english import Corpus, Split
 from tasks.ruler.templates import NIAH_TASKS, NOISE, Niah
 from tasks.ruler.words import draw, held_out
 
-KINDS = ("noise", "essay", "uuid", "text")
+RESTATED = ("restated", "restated_uuid")
+KINDS = ("noise", "essay", "uuid", "text", *RESTATED)
 POOL = 1 << 15  # sentences from which one stream takes its haystacks
 
-_WORDING: dict[str, Niah] = dict(zip(("noise", "essay", "uuid"), NIAH_TASKS, strict=False))  # the single-needle tasks
+# The single-needle tasks.
+_WORDING: dict[str, Niah] = dict(zip(("noise", "essay", "uuid"), NIAH_TASKS, strict=False))
+_WORDING |= {"restated": _WORDING["essay"], "restated_uuid": _WORDING["uuid"]}
 
 TRIES = 20  # of drawing keys and values that fit a length
 
@@ -52,13 +58,13 @@ class Mixture:
     """What the episodes of one curriculum stage look like.
 
     Args:
-        kinds: relative frequency of each of `KINDS`: noise and essay haystacks with numbers, essays with uuids, and
-            plain text without a needle.
+        kinds: relative frequency of each of `KINDS`: noise and essay haystacks with numbers, essays with uuids, plain
+            text without a needle, and needles without a haystack, restated to the end.
         length: shortest and longest document in tokens; lengths are drawn log-uniformly between them.
         needles: fewest and most needles of a haystack.
-        questions: fewest and most questions about it, never more than it has needles.
+        questions: fewest and most questions about it; fewer where the length leaves no room.
         text_weight: loss weight of every token that is not part of an answer; answers have weight 1.
-        bare: leave out instruction and question, keep haystack and answer prefix: for documents below 120 tokens.
+        bare: share of documents without instruction and question, which keep haystack and answer prefix.
     """
 
     kinds: Mapping[str, float]
@@ -66,7 +72,7 @@ class Mixture:
     needles: tuple[int, int] = (1, 1)
     questions: tuple[int, int] = (1, 1)
     text_weight: float = 0.1
-    bare: bool = False
+    bare: float = 0.0
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.kinds if kind not in KINDS]
@@ -78,6 +84,8 @@ class Mixture:
                 raise UserError(f"{name} [{low}, {high}] must be two rising whole numbers from 1")
         if not 0 <= self.text_weight < 1:
             raise UserError(f"text_weight {self.text_weight} must lie in [0, 1): answers have weight 1")
+        if not 0 <= self.bare <= 1:
+            raise UserError(f"bare {self.bare} must lie in [0, 1]: it is a share of the documents")
 
 
 class EpisodeStream:
@@ -87,6 +95,7 @@ class EpisodeStream:
         if tokenizer.eos_id is None:
             raise UserError("the tokenizer has no end-of-text token, which ends every episode")
         self._tokenizer, self._mixture, self._seed, self._split = tokenizer, mixture, seed, split
+        self._ids = lru_cache(maxsize=1 << 12)(tokenizer.encode)  # most pieces of an episode are the same in all
         self._eos = tokenizer.eos_id
         # Seed 0 of the eval split is the default haystack of the evaluation: stay away from it.
         self._corpus = Corpus(split, seed=1 + seed % 1023)
@@ -94,7 +103,7 @@ class EpisodeStream:
         self._space = np.array(tokenizer.encode(" "), dtype=np.int32)
         # The pool: sentences with the space before them, end to end, and where each starts.
         self._pool, self._starts = np.empty(0, np.int32), np.zeros(1, np.int64)
-        if set(mixture.kinds) - {"noise"}:
+        if set(mixture.kinds) - {"noise", *RESTATED}:
             rows = tokenizer.encode_batch([" " + self._corpus.sentence(i) for i in range(POOL)])
             self._pool = np.fromiter(chain.from_iterable(rows), dtype=np.int32)
             self._starts = np.cumsum([0, *map(len, rows)])
@@ -110,12 +119,15 @@ class EpisodeStream:
         length = min(high, round(low * math.exp(rng.random() * math.log(high / low))))
         if kind == "text":
             return self._text(rng, length)
-        n_needles = rng.randint(*mixture.needles)
+        n_needles, n_questions = rng.randint(*mixture.needles), rng.randint(*mixture.questions)
+        if kind in RESTATED:
+            return self._restated(rng, kind, length, n_needles)
+        bare = rng.random() < mixture.bare
         for _ in range(TRIES):
-            document = self._episode(rng, kind, length, n_needles)
+            document = self._episode(rng, kind, length, (n_needles, n_questions), bare)
             if len(document[0]) <= high:
                 return document
-            n_needles = max(1, n_needles - 1)
+            n_needles, n_questions = max(1, n_needles - 1), max(1, n_questions - 1)
         raise UserError(f"length {high} is too short: {kind} episodes take {len(document[0])} tokens")
 
     def _text(self, rng: random.Random, length: int) -> Document:
@@ -125,27 +137,51 @@ class EpisodeStream:
         weights[0] = 0
         return ids, weights
 
-    def _episode(self, rng: random.Random, kind: str, length: int, n_needles: int) -> Document:
-        """One episode, at most `length` tokens long; more only where the haystack is empty."""
+    def _episode(self, rng: random.Random, kind: str, length: int, counts: tuple[int, int], bare: bool) -> Document:
+        """One episode of (needles, questions), at most `length` tokens long; more only where the haystack is empty."""
+        task = _WORDING[kind]
+        keys = self._draw(rng, task.key, counts[0])
+        values = self._draw(rng, task.value, counts[0])
+        asked = [rng.randrange(counts[0]) for _ in range(counts[1])]
+        lines = task.separator == "\n"  # the newline after the introduction then goes with the first line
+        head = [] if bare else self._ids(task.introduction + ("" if lines else "\n"))
+        needles = [self._needle(task, *pair) for pair in zip(keys, values, strict=True)]
+        questions = [self._question(task, keys[j], bare) for j in asked]
+        answers = [self._answer(values[j]) for j in asked]
+        room = length - 3 - len(head) - sum(map(len, chain(needles, questions, answers)))
+        hay = self._noise_hay(rng, room, needles) if lines else self._essay_hay(rng, room, needles)
+        parts = [(part, False) for part in (head, *hay)]
+        for question, answer in zip(questions, answers, strict=True):
+            parts += [(question, False), (answer, True)]
+        return self._joined(parts)
+
+    def _restated(self, rng: random.Random, kind: str, length: int, n_needles: int) -> Document:
+        """Needles, then one at a time again while `length` has room, as a needle or as a bare question's answer."""
         task = _WORDING[kind]
         keys = self._draw(rng, task.key, n_needles)
         values = self._draw(rng, task.value, n_needles)
-        asked = rng.sample(range(n_needles), min(n_needles, rng.randint(*self._mixture.questions)))
-        head, needles, questions, answers = self._encode(task, keys, values, asked)
-        room = length - 3 - len(head) - sum(map(len, chain(needles, questions, answers)))
-        hay = self._noise_hay(rng, room, needles) if kind == "noise" else self._essay_hay(rng, room, needles)
-        parts: list[Sequence[int] | Ids] = [[self._eos], head, *hay]
-        spans = []
-        at = sum(map(len, parts))
-        for question, answer in zip(questions, answers, strict=True):
-            parts += [question, answer]
-            spans.append(slice(at + len(question), at + len(question) + len(answer)))
-            at = spans[-1].stop
-        ids = np.concatenate([np.asarray(part, dtype=np.int32) for part in (*parts, [self._eos])])
+        parts: list[tuple[Sequence[int] | Ids, bool]] = []
+        parts += [(self._needle(task, *pair), False) for pair in zip(keys, values, strict=True)]
+        room = length - 2 - sum(len(part) for part, _ in parts)
+        while True:
+            j = rng.randrange(n_needles)
+            again = self._stem(task, keys[j]) if rng.random() < 0.5 else self._question(task, keys[j], bare=True)
+            answer = self._answer(values[j])
+            room -= len(again) + len(answer)
+            if room < 0:
+                return self._joined(parts)
+            parts += [(again, False), (answer, True)]
+
+    def _joined(self, parts: Sequence[tuple[Sequence[int] | Ids, bool]]) -> Document:
+        """BOS, the parts, EOS; tokens of a part marked true weigh 1."""
+        around = [self._eos]
+        ids = np.concatenate([around, *(part for part, _ in parts), around]).astype(np.int32)
         weights = np.full(len(ids), self._mixture.text_weight, dtype=np.float32)
-        weights[0] = 0
-        for span in spans:
-            weights[span] = 1
+        weights[0], at = 0, 1
+        for part, answer in parts:
+            if answer:
+                weights[at : at + len(part)] = 1
+            at += len(part)
         return ids, weights
 
     def _draw(self, rng: random.Random, kind: str, n: int) -> list[str]:
@@ -156,20 +192,29 @@ class EpisodeStream:
             out[draw(kind, rng, lambda text: held_out(text) == wanted)] = None
         return list(out)
 
-    def _encode(
-        self, task: Niah, keys: list[str], values: list[str], asked: list[int]
-    ) -> tuple[list[int], list[list[int]], list[list[int]], list[list[int]]]:
-        """Ids of the introduction, of each needle with the separator before it, of each question, of each answer.
+    # Needles and questions are made of pieces cut before a space: each has the same ids there as alone.
 
-        The newline after the introduction goes with it where sentences follow, with the first line otherwise.
-        """
-        bare, lines = self._mixture.bare, task.separator == "\n"
-        head = "" if bare else task.introduction + ("" if lines else "\n")
-        needles = [task.separator + task.needle(key, value) for key, value in zip(keys, values, strict=True)]
-        questions = ["\n" + ("" if bare else task.question(keys[j]) + " ") + task.answer_prefix(keys[j]) for j in asked]
-        ids = self._tokenizer.encode_batch([head, *needles, *questions, *(f" {values[j]}." for j in asked)])
-        n, q = len(keys), len(asked)
-        return ids[0], ids[1 : n + 1], ids[n + 1 : n + q + 1], ids[n + q + 1 :]
+    def _needle(self, task: Niah, key: str, value: str) -> list[int]:
+        """Ids of a needle, with the separator before it."""
+        return self._stem(task, key) + self._answer(value)
+
+    def _stem(self, task: Niah, key: str) -> list[int]:
+        before, after = task.needle("|", "|").split("|")[:2]
+        return self._around(task.separator + before, key, after.rstrip())
+
+    def _question(self, task: Niah, key: str, bare: bool) -> list[int]:
+        """Ids of the question and the answer's beginning, or of that alone, on a new line."""
+        before, after = task.answer_prefix("|").split("|")
+        if bare:
+            return self._around("\n" + before, key, after)
+        first, between = task.question("|").split("|")
+        return self._around("\n" + first, key, f"{between} {before}".rstrip()) + self._around("", key, after)
+
+    def _around(self, before: str, key: str, after: str) -> list[int]:
+        return [*self._ids(before.removesuffix(" ")), *self._ids(" " + key), *self._ids(after)]
+
+    def _answer(self, value: str) -> list[int]:
+        return self._tokenizer.encode(f" {value}.")
 
     def _noise_hay(self, rng: random.Random, room: int, needles: list[list[int]]) -> list[Ids]:
         """Lines of noise with a needle before some of them, none after the last."""

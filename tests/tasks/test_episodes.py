@@ -11,7 +11,7 @@ import pytest
 import gdn2
 from gdn2.errors import UserError
 from tasks.ruler import make_tokenizer
-from tasks.ruler.episodes import KINDS, EpisodeStream, JsonTokenizer, Mixture, open_episodes
+from tasks.ruler.episodes import KINDS, RESTATED, EpisodeStream, JsonTokenizer, Mixture, open_episodes
 from tasks.ruler.templates import NIAH_TASKS, NOISE
 from tasks.ruler.words import held_out
 
@@ -74,8 +74,33 @@ def test_every_question_has_its_own_needle_s_answer(tokenizer: JsonTokenizer) ->
         text, answers = read(tokenizer, episodes.document(i))
         needles = dict(re.findall(r"numbers for (\S+) is: (\d{7})\.", text))
         asked = re.findall(r"The special magic number for (\S+) mentioned in the provided text is (\d{7})\.", text)
-        assert len(needles) == 4 and dict(asked) == needles
+        assert len(needles) == 4 and len(asked) == 4 and dict(asked).items() <= needles.items()
         assert answers == [f" {value}." for _, value in asked]
+
+
+def test_what_was_asked_before_says_nothing_of_the_next_question(tokenizer: JsonTokenizer) -> None:
+    """Else a model could answer by elimination, without a look at the key."""
+    episodes = stream(tokenizer, "essay", length=(500, 600), needles=(2, 2), questions=(2, 2))
+    texts = [read(tokenizer, episodes.document(i))[0] for i in range(80)]
+    pairs = [re.findall(r"number for (\S+) mentioned in the provided text is \d", text) for text in texts]
+    assert 25 <= sum(first == second for first, second in pairs) <= 55
+
+
+@pytest.mark.parametrize("kind", RESTATED)
+def test_restated_needles_keep_their_values_and_fill_the_length(tokenizer: JsonTokenizer, kind: str) -> None:
+    episodes = stream(tokenizer, kind, length=(400, 400), needles=(3, 3))
+    forms = set()
+    for i in range(30):
+        text, answers = read(tokenizer, episodes.document(i))
+        said = re.findall(
+            r"(One of the|The) special magic \w+ for (\S+) (is:|mentioned in the provided text is) (\S+)\.", text
+        )
+        values = {key: value for _, key, _, value in said[:3]}
+        assert len(values) == 3 and all(values[key] == value for _, key, _, value in said)
+        assert answers == [f" {value}." for *_, value in said[3:]] and len(answers) >= 3
+        assert 300 < len(episodes.document(i)[0]) <= 400
+        forms |= {form for form, *_ in said[3:]}
+    assert forms == {"One of the", "The"}
 
 
 def test_needles_take_every_place(tokenizer: JsonTokenizer) -> None:
@@ -122,7 +147,7 @@ def test_lengths_are_kept_and_drawn_from_the_range(tokenizer: JsonTokenizer) -> 
 
 
 def test_bare_episodes_fit_64_tokens(tokenizer: JsonTokenizer) -> None:
-    episodes = stream(tokenizer, "noise", length=(64, 64), bare=True)
+    episodes = stream(tokenizer, "noise", length=(64, 64), bare=1.0)
     text, answers = read(tokenizer, episodes.document(0))
     assert "What is" not in text and "hidden" not in text and len(answers) == 1
     with pytest.raises(UserError, match="length 64 is too short"):

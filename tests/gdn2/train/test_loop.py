@@ -19,6 +19,7 @@ from gdn2.models import PRESETS, Decoder
 from gdn2.models.decoder import FP32_PARAMETERS
 from gdn2.models.presets import SCALES
 from gdn2.train import loop
+from gdn2.train.data import Batch, make_batch
 from gdn2.train.loop import train
 from tests.gdn2.train.sources import open_copies
 
@@ -86,6 +87,37 @@ def test_accumulation_equals_one_large_batch(tiny, tmp_path: Path) -> None:
     assert log(tmp_path / "a", "train")[0]["loss"] == pytest.approx(log(tmp_path / "b", "train")[0]["loss"], rel=1e-6)
     for a, b in zip(run.model.parameters(), whole.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_fixed_stage_fills_documents_up_without_weight(tiny, tmp_path: Path) -> None:
+    """Filling changes no gradient: a step on the same documents, filled up or not, leaves the same weights."""
+    source = open_copies(None, {"bare": 0.0, "length": (10, 14)}, 0, "train")
+    filled = make_batch(source, 0, 70, fill=14)
+    assert filled.lengths == (14,) * 5
+    plain = loop._joined([Batch(*source.document(i), (len(source.document(i)[0]),)) for i in range(5)])
+    assert plain.lengths != filled.lengths and plain.weights.sum() == pytest.approx(filled.weights.sum())
+    ends = []
+    for batch in (filled, plain):
+        run = loop._Run(
+            tiny(run={"steps": 1}), tmp_path / str(len(ends)), SOURCES, torch.device("cpu"), lambda line: None
+        )
+        run._take = lambda batch=batch: batch  # type: ignore[method-assign]
+        run._step()
+        ends.append(list(run.model.parameters()))
+    for a, b in zip(*ends, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_a_captured_step_is_the_step(tiny, tmp_path: Path) -> None:
+    """On a GPU a fixed stage is replayed from a capture; its losses are those of the same run without one."""
+    losses = []
+    for fixed in (True, False):
+        stage = {"source": "copies", "length": [14, 14], "batch_tokens": 70, "fixed": fixed}
+        out = tmp_path / str(fixed)
+        train(tiny(run={"steps": 30}, stages=[stage]), out, SOURCES, "cuda")
+        losses.append([record["loss"] for record in log(out, "train")])
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2) and losses[0][-1] < losses[0][0]
 
 
 def test_stages_end_by_steps_or_by_what_was_learnt(tiny, tmp_path: Path) -> None:
