@@ -52,12 +52,14 @@ def append(ids: list[int], token: int, request: Generate, tokenizer: Tokenizer) 
 
 
 class Decoding:
-    """Generations under way. `answer` is told (index, response) of each that ends."""
+    """Generations under way. `answer` is told (index, response) of each that ends, `note` what a user should know."""
 
     def __init__(
-        self, model: Decoder, tokenizer: Tokenizer, slots: int, answer: Callable[[int, Response], None]
-    ) -> None:
+        self, model: Decoder, tokenizer: Tokenizer, slots: int, answer: Callable[[int, Response], None],
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.slots, self._answer = model, tokenizer, slots, answer
+        self._note = note
         self._device = model.embed.weight.device
         self._live: list[Generation] = []
         self._waiting: list[Generation] = []

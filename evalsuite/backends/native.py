@@ -134,7 +134,9 @@ class _Work:
         model = backend.model
         self.reader = Reader(model, backend.batch_tokens, backend.slots, backend.shelf, backend.rounding)
         kind = PooledDecoding if backend.device.type == "cuda" and not cache_bytes_per_token(model) else Decoding
-        self.decoding = kind(model, backend.tokenizer, backend.slots, self._answer)
+        self.decoding = kind(
+            model, backend.tokenizer, backend.slots, self._answer, lambda text: backend.events.append({"event": text})
+        )
         self.tokens_asked = 0
         self._backend, self._requests = backend, requests
         self._out: list[tuple[int, Response]] = []

@@ -33,8 +33,8 @@ class _Sent(NamedTuple):
 class _Pool:
     """States of P sequences, their last tokens, and the step that moves both on."""
 
-    def __init__(self, model: Decoder, size: int) -> None:
-        self.model, self.size = model, size
+    def __init__(self, model: Decoder, size: int, note: Callable[[str], None]) -> None:
+        self.model, self.size, self._note = model, size, note
         device = model.embed.weight.device
         self.state = model.new_state(size)
         self.tokens = torch.zeros(size, dtype=torch.int64, device=device)
@@ -55,8 +55,14 @@ class _Pool:
                 self._step()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step()
+        try:
+            with torch.cuda.graph(graph):
+                self._step()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # a mixer that waits for the device: slower, but no less right
+            self._note(f"a step could not be captured: {' '.join(str(error).split())[:200]}")
+            return self._step
         return graph.replay
 
 
@@ -64,9 +70,10 @@ class PooledDecoding(Decoding):
     """Generations under way in a pool that doubles until it has all slots. See `Decoding`."""
 
     def __init__(
-        self, model: Decoder, tokenizer: Tokenizer, slots: int, answer: Callable[[int, Response], None]
-    ) -> None:
-        super().__init__(model, tokenizer, slots, answer)
+        self, model: Decoder, tokenizer: Tokenizer, slots: int, answer: Callable[[int, Response], None],
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:  # fmt: skip
+        super().__init__(model, tokenizer, slots, answer, note)
         self._pool: _Pool | None = None
         self._places: list[Generation | None] = []  # whose each slot is
         self._sent: _Sent | None = None
@@ -127,7 +134,7 @@ class PooledDecoding(Decoding):
         old = self._pool
         if old is not None and old.size >= rows:
             return
-        pool = _Pool(self.model, min(self.slots, 1 << (rows - 1).bit_length()))
+        pool = _Pool(self.model, min(self.slots, 1 << (rows - 1).bit_length()), self._note)
         if old is not None:
             here = list(range(old.size))
             pool.state.write(here, old.state)

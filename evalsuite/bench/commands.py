@@ -42,7 +42,7 @@ EngineModel = Annotated[
     typer.Option("--model", help="Checkpoint that transformers opens too, or random:mamba2-tiny, or fla:gdn-25m."),
 ]
 Lengths = Annotated[str, typer.Option(help="Lengths of the prompts: 4k,32k.")]
-Against = Annotated[str, typer.Option(help="hf, lm-eval, both separated by a comma, or nothing.")]
+Against = Annotated[str, typer.Option(help="fast, hf, lm-eval, separated by commas, or nothing.")]
 Prompts = Annotated[int, typer.Option(min=1, max=10**4, help="Prompts of each length.")]
 NewTokens = Annotated[int, typer.Option(min=2, max=2**16, help="Tokens each of them generates.")]
 Batches = Annotated[str, typer.Option(help="Batch sizes of the contenders, separated by commas.")]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from evalsuite.backends.native import NativeBackend
 
-AGAINST = ("hf", "lm-eval")
+AGAINST = ("fast", "hf", "lm-eval")
 HEADER = ("work", "contender", "batch", "seconds", "spread", "samples/s", "tokens/s", "peak MiB", "x ours", "agree")
 NEEDLE = 20  # tokens
 CONTEXT, ENDING, ENDINGS = 80, 25, 4  # tokens of a HellaSwag question, of its endings, and their number
@@ -121,7 +121,10 @@ def run(asked: Asked, tell: Callable[[Row], None]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = _checkpoint(asked, Path(folder))
         backend = _open_ours(path, asked)
-        contenders = [peers.ours(backend), *_peers(path, asked)]
+        contenders = [peers.ours(backend)]
+        if "fast" in asked.against:
+            contenders.append(peers.ours(backend, fast=True))
+        contenders += _peers(path, asked)
         rows: list[Row] = []
         exhausted: list[str] = []
         for work in works(asked, backend.model.config.vocab_size):
@@ -278,7 +281,7 @@ def _open_ours(path: Path, asked: Asked) -> NativeBackend:
 
 
 def _peers(path: Path, asked: Asked) -> list[Contender]:
-    if not asked.against:
+    if not {"hf", "lm-eval"} & set(asked.against):
         return []
     model = peers.open_peer(path, asked.device, asked.dtype)
     window = max([*asked.lengths, CONTEXT + ENDING]) + asked.new_tokens

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gdn2.kernels import numba
+
 BLOCK = 64  # queries of one product
 SEGMENT = 1024  # keys of one product
 SLOTS = 256  # a cache that grows does so by this many slots
@@ -55,9 +57,18 @@ def _in_blocks(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None) 
     q = q.view(-1, BLOCK, groups, share, width).permute(0, 2, 3, 1, 4).flatten(2, 3).contiguous()  # [blocks, G, R C, d]
     first = last - k.shape[0]
     k, v = (_span(x.to(wide), first, base, end) for x in (k, v))  # [G, S, d]
+    run = _compiled if wide == torch.float32 and numba.available() else _plain
+    out = run(q, k, v, range(begin, end, BLOCK), window)
+    out = out.view(-1, groups, share, BLOCK, out.shape[-1]).permute(0, 3, 1, 2, 4).flatten(0, 1)
+    return out[start - begin : last - begin].to(dtype)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, blocks: range, window: int | None) -> Tensor:
+    """Attention of blocks of queries q [blocks, G, R C, d] that begin at `blocks` over k [G, S, d], v [G, S, v]."""
+    base = first_key(blocks.start, window)
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
-    row = torch.arange(BLOCK, device=q.device).repeat(share)[:, None]
-    for i, block in enumerate(range(begin, end, BLOCK)):
+    row = torch.arange(BLOCK, device=q.device).repeat(q.shape[2] // BLOCK)[:, None]
+    for i, block in enumerate(blocks):
         state = _empty(q[i], v.shape[-1])
         for low in range(first_key(block, window), block + BLOCK, SEGMENT):
             high = min(low + SEGMENT, block + BLOCK)
@@ -68,8 +79,27 @@ def _in_blocks(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None) 
             keys, values = k[:, low - base : high - base], v[:, low - base : high - base]
             state = _fold(state, (q[i] @ keys.mT).masked_fill(hidden, -torch.inf), values)
         out[i] = state[2] / state[1]
-    out = out.view(-1, groups, share, BLOCK, out.shape[-1]).permute(0, 3, 1, 2, 4).flatten(0, 1)
-    return out[start - begin : last - begin].to(dtype)
+    return out
+
+
+def _compiled(q: Tensor, k: Tensor, v: Tensor, blocks: range, window: int | None) -> Tensor:
+    """The same; what lies between the two products is a compiled loop that leaves hidden keys out."""
+    base, (groups, rows) = first_key(blocks.start, window), q.shape[1:3]
+    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+    seen = 1 + torch.arange(BLOCK).repeat(groups * (rows // BLOCK))
+    for i, block in enumerate(blocks):
+        top = q.new_full((groups * rows,), FLOOR)
+        total, sums = torch.zeros_like(top), q.new_zeros(groups, rows, v.shape[-1])
+        for low in range(first_key(block, window), block + BLOCK, SEGMENT):
+            part = slice(low - base, min(low + SEGMENT, block + BLOCK) - base)
+            weights = q[i] @ k[:, part].mT
+            lasts = block - low + seen
+            firsts = torch.zeros_like(lasts) if window is None else lasts - window
+            firsts, lasts = (x.clamp(0, weights.shape[-1]) for x in (firsts, lasts))
+            shrink = numba.attend(weights.view(groups * rows, -1), firsts, lasts, top, total)
+            sums.mul_(shrink.view(groups, rows, 1)).baddbmm_(weights, v[:, part])
+        out[i] = sums / total.view(groups, rows, 1)
+    return out
 
 
 def _span(x: Tensor, first: int, low: int, high: int) -> Tensor:
@@ -139,6 +169,8 @@ def attend_cached(q: Tensor, k: Tensor, v: Tensor, filled: Tensor, ring: bool) -
     Returns:
         [N, G, R, v]. A row depends on no other row, nor on how far the others' caches have grown.
     """
+    if not q.is_cuda and q.dtype != torch.float64 and not torch.is_grad_enabled() and numba.available():
+        return numba.attend_cached(q, k, v, filled)
     slots = k.shape[2]
     hidden = torch.arange(slots, device=q.device) >= filled[:, None, None, None]  # [N, 1, 1, L]
     if q.is_cuda:

@@ -95,6 +95,13 @@ def test_a_preset_is_written_as_fla_reads_it(tmp_path, preset):
     assert float(loaded.model.embed.weight.std()) == pytest.approx(0.02, rel=0.1)
 
 
+def test_fast_is_a_contender_of_its_own(quiet):
+    rows = []
+    engine.run(Asked("random:mamba2-tiny", (128,), ("fast",), 2, 3, (1,), 1), rows.append)
+    assert [row.contender for row in rows] == ["ours", "fast"] * 4
+    assert all(row.agreement == 1.0 and row.difference < 1e-3 for row in rows)
+
+
 def test_a_model_of_flas_needs_fla(tmp_path, monkeypatch):
     import sys
 
@@ -139,7 +146,7 @@ def test_a_hybrid_of_gated_deltanet_says_the_same(quiet):
     ("changes", "said"),
     [
         ({"model": "nowhere"}, "neither a directory nor random:"),
-        ({"against": ("vllm",)}, "contender 'vllm' is unknown; choose from hf, lm-eval"),
+        ({"against": ("vllm",)}, "contender 'vllm' is unknown; choose from fast, hf, lm-eval"),
         ({"device": "cuda:7"}, "torch sees no GPU"),
     ],
 )

@@ -70,9 +70,9 @@ def test_a_pool_grows_by_doubling_and_keeps_who_is_in_it(small, pooled, monkeypa
     sizes = []
     made = pool._Pool.__init__
 
-    def counted(self, model, size):
+    def counted(self, model, size, note):
         sizes.append(size)
-        made(self, model, size)
+        made(self, model, size, note)
 
     monkeypatch.setattr(pool._Pool, "__init__", counted)
     rng = random.Random(2)
@@ -129,6 +129,36 @@ def test_greedy_marks_rows_that_are_not_finite():
     assert greedy(rows).tolist() == [1, -1, -1]
     assert Coming([torch.arange(2), torch.arange(2)]).numbers() == [0, 1, 0, 1]
     assert Coming([]).numbers() == []
+
+
+def test_a_step_that_cannot_be_captured_is_made_plainly_and_noted(small, monkeypatch):
+    """Capture itself needs a GPU: what stands in for it here fails as torch does."""
+    notes = []
+    model = small.make().model
+
+    class Stream:
+        def wait_stream(self, other):
+            assert isinstance(other, Stream)
+
+    class Capture:
+        def __init__(self, graph):
+            pass
+
+        def __enter__(self):
+            raise RuntimeError("CUDA error: operation not permitted\nwhen stream is capturing")
+
+        def __exit__(self, *problem):
+            pass
+
+    made = pool._Pool(model, 2, notes.append)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: torch.inference_mode())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    with torch.inference_mode():
+        assert made._captured() == made._step
+    assert notes == ["a step could not be captured: CUDA error: operation not permitted when stream is capturing"]
 
 
 @pytest.mark.gpu

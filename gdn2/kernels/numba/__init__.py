@@ -199,3 +199,27 @@ def activation(x: Tensor, kind: Literal["silu", "sigmoid", "softplus"]) -> Tenso
     number = ("silu", "sigmoid", "softplus").index(kind)
     _run(_loops().activation, (rows, number, y), rows.shape[0], 8 * rows.numel())
     return y.view(x.shape).to(x.dtype)
+
+
+def attend(scores: Tensor, firsts: Tensor, lasts: Tensor, top: Tensor, total: Tensor) -> Tensor:
+    """Turn scores [n, S] into softmax weights in place, of keys firsts..lasts [n] alone, and take them in.
+
+    Args:
+        top, total: highest score and sum of weights of earlier keys [n]; they move on in place.
+
+    Returns:
+        what sums over earlier keys must be multiplied by [n].
+    """
+    shrink = torch.empty_like(top)
+    _run(_loops().attend, (scores, firsts, lasts, top, total, shrink), scores.shape[0], 8 * scores.numel())
+    return shrink
+
+
+def attend_cached(q: Tensor, k: Tensor, v: Tensor, filled: Tensor) -> Tensor:
+    """See `gdn2.mixers.softmax.attend_cached`."""
+    wide = _wide(q)
+    o = wide.new_empty(*q.shape[:-1], v.shape[-1])
+    arguments = (wide, _wide(k), _wide(v), filled.contiguous(), np.float32(q.shape[-1] ** -0.5), o)
+    work = int(filled.sum()) * q[0].numel() if q.numel() else 0
+    _run(_loops().attend_cached, arguments, q.shape[0] * q.shape[1], work)
+    return o.to(q.dtype)

@@ -400,3 +400,73 @@ def activation(x, kind, y, begin, end):
         else:
             for i in range(x.shape[1]):
                 y[row, i] = _softplus(x[row, i])
+
+
+@numba.jit(nopython=True, nogil=True, cache=True, error_model="numpy", fastmath={"nnan", "nsz"})
+def _largest(x):
+    top = x[0]
+    for i in range(x.shape[0]):
+        top = x[i] if x[i] > top else top
+    return top
+
+
+@numba.jit(nopython=True, nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+def _weights(x, top):
+    for i in range(x.shape[0]):
+        x[i] = _exp(x[i] - top)
+
+
+@numba.jit(nopython=True, nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
+def _sum(x):
+    total = _ZERO
+    for i in range(x.shape[0]):
+        total += x[i]
+    return total
+
+
+@numba.jit(nopython=True, nogil=True, cache=True, error_model="numpy")
+def attend(scores, firsts, lasts, top, total, shrink, begin, end):
+    """Rows begin..end of scores [n, S] become softmax weights: those of keys firsts..lasts, zero elsewhere.
+
+    `top` and `total` [n] hold the highest score and the sum of weights so far and move on; what was summed before must
+    be multiplied by `shrink` [n].
+    """
+    for row in range(begin, end):
+        first, last = firsts[row], lasts[row]
+        if last <= first:
+            scores[row] = _ZERO
+            shrink[row] = _ONE
+            continue
+        seen = scores[row, first:last]
+        highest = max(top[row], _largest(seen))
+        _weights(seen, highest)
+        shrink[row] = _exp(top[row] - highest)
+        total[row] = total[row] * shrink[row] + _sum(seen)
+        top[row] = highest
+        scores[row, :first] = _ZERO
+        scores[row, last:] = _ZERO
+
+
+@numba.jit(nopython=True, nogil=True, cache=True, error_model="numpy")
+def attend_cached(q, k, v, filled, scale, o, begin, end):
+    """Heads begin..end of N G: one query q [N, G, R, d] over the first `filled` [N] slots of k, v [N, G, L, d]."""
+    groups, share, slots = q.shape[1], q.shape[2], k.shape[2]
+    weights = np.empty(slots, np.float32)
+    for item in range(begin, end):
+        n, g = item // groups, item % groups
+        count = filled[n]
+        for r in range(share):
+            for i in range(count):
+                weights[i] = scale * _dot(q[n, g, r], k[n, g, i])
+            seen = weights[:count]
+            _weights(seen, _largest(seen))
+            _weighted(seen, v[n, g], _ONE / _sum(seen), o[n, g, r])
+
+
+@numba.jit(nopython=True, nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+def _weighted(weights, v, scale, o):
+    o[:] = _ZERO
+    for i in range(weights.shape[0]):
+        w = weights[i] * scale
+        for j in range(o.shape[0]):
+            o[j] += w * v[i, j]

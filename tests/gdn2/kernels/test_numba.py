@@ -235,3 +235,34 @@ def test_without_numba_torch_serves(monkeypatch):
     x = torch.randn(5, 7)
     assert (numerics.silu(x) - F.silu(x)).abs().max() < 1e-6
     assert (numerics.silu_times(x, x) - F.silu(x) * x).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("width", [16, 20])
+def test_one_query_over_a_cache(width):
+    """Against the definition in fp64, for caches filled to different lengths and several queries a key head."""
+    q, k = torch.randn(3, 2, 4, width), torch.randn(3, 2, 9, width)
+    v, filled = torch.randn(3, 2, 9, 7), torch.tensor([1, 9, 4])
+    found = numba.attend_cached(q, k, v, filled)
+    assert found.shape == (3, 2, 4, 7)
+    for n, count in enumerate(filled.tolist()):
+        scores = q[n].double() @ k[n, :, :count].double().mT * width**-0.5
+        want = scores.softmax(-1) @ v[n, :, :count].double()
+        assert (found[n] - want).abs().max() < 1e-5
+        assert torch.equal(
+            numba.attend_cached(q[n : n + 1], k[n : n + 1], v[n : n + 1], filled[n : n + 1])[0], found[n]
+        )
+
+
+def test_weights_of_visible_keys_in_two_parts():
+    scores, values = 9 * torch.randn(5, 12), torch.randn(12, 3)
+    firsts, lasts = torch.tensor([0, 3, 6, 0, 11]), torch.tensor([1, 9, 12, 5, 12])
+    top, total, sums = torch.full((5,), -1e30), torch.zeros(5), torch.zeros(5, 3)
+    for low, high in ((0, 7), (7, 12)):
+        part = scores[:, low:high].contiguous()
+        begin, end = ((x - low).clamp(0, high - low) for x in (firsts, lasts))
+        shrink = numba.attend(part, begin, end, top, total)
+        sums = sums * shrink[:, None] + part @ values[low:high]
+    for row, (first, last) in enumerate(zip(firsts.tolist(), lasts.tolist(), strict=True)):
+        want = scores[row, first:last].double().softmax(-1) @ values[first:last].double()
+        assert (sums[row] / total[row] - want).abs().max() < 1e-5
+    assert part[0].abs().max() == 0  # nothing of the second part is visible to the first row
