@@ -9,6 +9,7 @@ columns or of a table's form, and read the difference before committing it:
 import hashlib
 import json
 import random
+import zlib
 from pathlib import Path
 
 from evalsuite.reports import files, formats, frame, tables
@@ -108,6 +109,23 @@ def run_json(model):
         "status": "done",
         "invocations": [{"resolved": resolved, "provenance": provenance}],
     }
+
+
+def big(path, n):
+    """A file of n different records of this version, made faster than `to_line` makes them."""
+    base = dict.fromkeys(Record.__dataclass_fields__)
+    base |= {"schema_version": 1, "run_id": "r", "model": "m", "mixer": "gdn2", "family": "recurrent", "params": 1}
+    base |= {"checkpoint": "c" * 64, "task": "niah_single_2", "task_version": 1, "protocol": "exact", "seed": 42}
+    base |= {"metric": "string_match_all", "score": "SCORE", "prompt_tokens": 900, "truncated_tokens": 0, "target": "1"}
+    base |= {"output": "x" * 200, "output_tokens": 7, "outcome": "target", "decided_early": True, "latency_s": 0.1}
+    base |= {"created_at": "2026-01-01T00:00:00+00:00", "data": "d" * 64, "weight": 1.0, "metric_count": 1}
+    base |= {"key": "KEY", "length": "LENGTH", "sample_id": "SAMPLE", "depth": 0.5}
+    text = json.dumps(base)[:-1].replace('"LENGTH"', "LENGTH").replace('"SCORE"', "SCORE")
+    with open(path, "w", encoding="ascii") as file:
+        for i in range(n):
+            body = text.replace("KEY", f"{i * 2654435761 % 2**32:032x}").replace("LENGTH", str(1024 << i % 4))
+            body = body.replace("SAMPLE", str(i // 4)).replace("SCORE", "1.0" if i % 3 else "0.0")
+            file.write(f'{body}, "crc": "{zlib.crc32(body.encode()):08x}"}}\n')
 
 
 def write(home):

@@ -144,30 +144,11 @@ def test_a_number_out_of_range_is_one_line(rows, tmp_path):
         frame.load([tmp_path])
 
 
-def big(path, n):
-    """A file of n different records of this version, made faster than `to_line` makes them."""
-    import json
-    import zlib
-
-    base = dict.fromkeys(schema.Record.__dataclass_fields__)
-    base |= {"schema_version": 1, "run_id": "r", "model": "m", "mixer": "gdn2", "family": "recurrent", "params": 1}
-    base |= {"checkpoint": "c" * 64, "task": "niah_single_2", "task_version": 1, "protocol": "exact", "seed": 42}
-    base |= {"metric": "string_match_all", "score": 1.0, "prompt_tokens": 900, "truncated_tokens": 0, "target": "1"}
-    base |= {"output": "x" * 200, "output_tokens": 7, "outcome": "target", "decided_early": True, "latency_s": 0.1}
-    base |= {"created_at": "2026-01-01T00:00:00+00:00", "data": "d" * 64, "weight": 1.0, "metric_count": 1}
-    base |= {"key": "KEY", "length": "LENGTH", "sample_id": "SAMPLE", "depth": 0.5}
-    text = json.dumps(base)[:-1].replace('"LENGTH"', "LENGTH")
-    with open(path, "w", encoding="ascii") as file:
-        for i in range(n):
-            body = text.replace("KEY", f"{i:032x}").replace("LENGTH", str(1024 << i % 4)).replace("SAMPLE", str(i // 4))
-            file.write(f'{body}, "crc": "{zlib.crc32(body.encode()):08x}"}}\n')
-
-
 @pytest.mark.parametrize(
     ("n", "seconds", "megabytes"), [(50_000, 4, 600), pytest.param(1_000_000, 20, 2000, marks=pytest.mark.slow)]
 )
-def test_many_records_are_read_fast_in_little_memory(tmp_path, root, n, seconds, megabytes):
-    big(tmp_path / "records.jsonl", n)
+def test_many_records_are_read_fast_in_little_memory(synthetic, tmp_path, root, n, seconds, megabytes):
+    synthetic.big(tmp_path / "records.jsonl", n)
     code = (
         "import re, sys, time; from pathlib import Path; import pandas; from evalsuite.reports import frame\n"
         "start = time.process_time(); made = frame.load([Path(sys.argv[1])])\n"
