@@ -13,6 +13,9 @@ greedy decoding would give the value (multi-query associative recall, Arora et a
     overwrite  half of the keys are assigned again, `times` times in all; the last value counts
     keep       the same contexts; asked are the keys that were assigned once, which the others must not have erased
 
+In profile `lines` the pairs are words as above; in `needles` they have the wording of RULER's single-needle tasks, for
+models that were trained on nothing else: "One of the special magic numbers for bright-harbor is: 4821736."
+
 Fields: `pairs` (keys of a context), `gap` (sentences between the pairs and the questions), `vocabulary` (words that
 keys, and as many others that values, are drawn from), `queries` (questions of a context at most), `times`.
 """
@@ -45,7 +48,8 @@ from gdn2.errors import UserError
 from tasks.ruler.haystack import load_haystack, rng_of
 from tasks.ruler.niah import Lazy
 from tasks.ruler.splice import continued
-from tasks.ruler.words import LIST_DIGESTS, VERBS, single_words
+from tasks.ruler.templates import NIAH_TASKS
+from tasks.ruler.words import LIST_DIGESTS, VERBS, draw, held_out, single_words
 
 DEFAULT_SAMPLES = 100
 METRICS = ("recall", "value_logprob", "value_rank")
@@ -65,6 +69,20 @@ def words() -> tuple[str, ...]:
     return tuple(kept)
 
 
+@lru_cache(maxsize=8)
+def pools(profile: str, vocabulary: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The keys and the values of a profile, `vocabulary` of each."""
+    if profile == "lines":
+        return words()[:vocabulary], words()[-vocabulary:]
+    rng = rng_of(_WORDS_SEED, profile)
+    found: dict[str, dict[str, None]] = {_NEEDLE.key: {}, _NEEDLE.value: {}}
+    for kind, texts in found.items():
+        while len(texts) < vocabulary:
+            texts[draw(kind, rng, held_out)] = None
+    return tuple(found[_NEEDLE.key]), tuple(found[_NEEDLE.value])
+
+
+_NEEDLE = NIAH_TASKS[0]
 _NUMBER = r"[1-9][0-9]{0,4}"
 _FIELDS = {
     "pairs": Field("4/16/64", _NUMBER, "a whole number from 1 to 99999"),
@@ -94,7 +112,7 @@ class Recall:
     version: int = 1
     suite: str = "memory"
     has_lengths: bool = False
-    protocols: tuple[str, ...] = ("lines",)
+    protocols: tuple[str, ...] = ("lines", "needles")
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -128,14 +146,15 @@ class Recall:
         return Lazy(count, lambda i: self._sample(setting, numbers, tokenizer, i))
 
     def _sample(self, setting: Setting, numbers: Mapping[str, int], tokenizer: Tokenizer, index: int) -> Sample:
-        context = self.context(setting.seed, numbers, index)
+        profile = setting.protocol.partition(":")[0]
+        context = self.context(setting.seed, profile, numbers, index)
         rng = rng_of(setting.seed, "gap", index)
         first = rng.randrange(10_000)
         filler = [load_haystack("bundled").sentence(first + i) for i in range(numbers["gap"])]
-        body = "\n".join(f"{key}: {value}" for key, value in context.assigned)
-        body += "\n" + (" ".join(filler) + "\n" if filler else "")
+        parts = [_statement(profile, *pair) for pair in context.assigned] + ([" ".join(filler)] if filler else [])
+        body = "\n".join([_NEEDLE.introduction, *parts] if profile == "needles" else parts)
         bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        texts = [f"{body}{key}:" for key, _, _ in context.asked]
+        texts = [f"{body}\n{_question(profile, key)}" for key, _, _ in context.asked]
         requests: list[LogLikelihood] = []
         rows: list[list[int]] = tokenizer.encode_batch(texts)
         for text, ids, (_, right, wrong) in zip(texts, rows, context.asked, strict=True):
@@ -144,12 +163,12 @@ class Recall:
                 requests.append(LogLikelihood(prompt, continued(tokenizer, prompt, f" {value}"), value == right))
         return Sample(str(index), tuple(requests), tuple(right for _, right, _ in context.asked))
 
-    def context(self, seed: int, numbers: Mapping[str, int], index: int) -> Context:
+    def context(self, seed: int, profile: str, numbers: Mapping[str, int], index: int) -> Context:
         """Context `index`. Its first pairs are those of a context of fewer pairs."""
         vocabulary, pairs = numbers["vocabulary"], numbers["pairs"]
+        every, pool = pools(profile, vocabulary)
         rng = rng_of(seed, "rewritten" if self.rewritten else "pairs", vocabulary, index)
-        keys = rng.sample(words()[:vocabulary], vocabulary)[:pairs]
-        pool = words()[-vocabulary:]
+        keys = rng.sample(every, vocabulary)[:pairs]
         values = {key: [rng.choice(pool)] for key in keys}
         assigned = [(key, values[key][0]) for key in keys]
         often = keys[: pairs // 2] if self.rewritten else []
@@ -197,6 +216,14 @@ class Recall:
         return scores
 
 
+def _statement(profile: str, key: str, value: str) -> str:
+    return f"{key}: {value}" if profile == "lines" else _NEEDLE.needle(key, value)
+
+
+def _question(profile: str, key: str) -> str:
+    return f"{key}:" if profile == "lines" else f"{_NEEDLE.question(key)} {_NEEDLE.answer_prefix(key)}"
+
+
 def _other(rng: random.Random, pool: Sequence[str], than: str) -> str:
     """A word of `pool` other than `than`, where there is one."""
     for _ in range(100):
@@ -211,7 +238,7 @@ def _ids(ids: Sequence[int]) -> Ids:
 
 TASKS = (
     Recall("mqar"),
-    Recall("capacity", pairs="2/4/8/16/32/64/128/256"),
+    Recall("capacity", pairs="1/2/4/8/16/32/64/128/256"),
     Recall("overwrite", pairs="4/16/64", rewritten=True, asks_rewritten=True),
     Recall("keep", pairs="4/16/64", rewritten=True),
 )

@@ -110,7 +110,7 @@ def test_the_suite_asks_the_needle_tasks_forced_and_the_others_as_they_are() -> 
     names = list(dict.fromkeys(row[0] for row in cells))
     assert names == [*tasks.suites()["ruler"], "niah_all", "mqar", "capacity", "overwrite", "keep"]
     assert tasks.suites()["memory"] == tuple(names)
-    assert len([row for row in cells if row[0] == "capacity"]) == 8
+    assert len([row for row in cells if row[0] == "capacity"]) == 9
     assert {row[2] for row in cells if row[0] in ("mqar", "capacity", "overwrite", "keep")} == {None}
 
 

@@ -12,6 +12,7 @@ import cli
 import tasks
 from evalsuite.backends.scripted import ScriptedBackend, nothing
 from evalsuite.plan import Ask, make_plan
+from evalsuite.plan import settings as planned
 from evalsuite.reports import capacity
 from evalsuite.store import read_records
 from evalsuite.types import LogLikelihood, Request, Response, Sample, Setting
@@ -182,7 +183,7 @@ def test_any_setting_is_consistent(name: str, pairs: int, vocabulary: int, queri
     numbers = {"pairs": min(pairs, vocabulary), "gap": 0, "vocabulary": vocabulary, "queries": queries, "times": times}
     if not recall(name).rewritten:
         del numbers["times"]
-    context = recall(name).context(seed, numbers, 3)
+    context = recall(name).context(seed, "lines", numbers, 3)
     last = dict(context.assigned)
     assert len(last) == numbers["pairs"] and 1 <= len(context.asked) <= queries
     for key, right, wrong in context.asked:
@@ -237,7 +238,7 @@ def test_capacity_is_read_from_the_records(
     assert re.search(r" 6 +4\d\.?\d? ", shown["remembering-20"]) and "16: 1.00, 32: 0.6" in shown["remembering-20"]
     assert ">= 256" in shown["remembering-1000"] and " 2 to 2 " in shown["remembering-1"]
     records = [one for path in (tmp_path / "results" / "runs").iterdir() for one in read_records(path)]
-    assert {one.length for one in records} == {None} and len(records) == 3 * 8 * 6 * 3
+    assert {one.length for one in records} == {None} and len(records) == 3 * 9 * 6 * 3
     assert "lines:pairs=256:gap=0:vocabulary=1024:queries=32" in {one.protocol for one in records}
 
 
@@ -246,3 +247,28 @@ def test_a_capacity_needs_records_of_its_own(tmp_path: Path, monkeypatch: pytest
     assert run(monkeypatch, Remembering(5), "mqar@lines:pairs=4", "--samples", "2") == 0
     with pytest.raises(DataError, match="no records of task capacity"):
         capacity.rows([Path("results")], lambda text: None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_needles_have_the_wording_of_ruler(trained: Callable, name: str) -> None:
+    (protocol,) = recall(name).expand("needles:pairs=6")
+    assert protocol.startswith("needles:pairs=6:gap=0:vocabulary=1024:queries=32")
+    for sample in recall(name).samples(Setting(protocol, None, 2), trained("plain")):
+        text = sample.requests[0].context.text
+        first, *lines_, last = text.split("\n")
+        assert first.startswith("A special magic number is hidden within the following text.")
+        found = [re.fullmatch(r"One of the special magic numbers for (\S+-.+) is: (\d{7})\.", line) for line in lines_]
+        assert all(found) and last.endswith("mentioned in the provided text is")
+        values = {match[1]: match[2] for match in found}
+        for request in sample.requests[:: 2 if recall(name).rewritten else 1]:
+            key = re.findall(r"What is the special magic number for (.+?) mentioned", request.context.text)[0]
+            assert request.continuation.text == f" {values[key]}"
+
+
+def test_a_needle_model_s_capacity_is_measured_in_its_own_wording() -> None:
+    keys, values = mqar.pools("needles", 50)
+    assert len(set(keys)) == len(set(values)) == 50 and keys[:20] == mqar.pools("needles", 20)[0]
+    lines_of = mqar.pools("lines", 50)
+    assert not set(keys) & set(lines_of[0]) and mqar.pools("lines", 50) == lines_of
+    found = planned([recall("capacity")], Ask((), 2, "needles"))
+    assert [one.protocol.split(":")[1] for _, one in found] == [f"pairs={2**i}" for i in range(9)]
