@@ -295,7 +295,8 @@ def echo_scores(directory: Path) -> None:
     from evalsuite import show as reader
     from evalsuite.store import read_records
 
-    echo_table(*reader.score_table(reader.cells(read_records(directory, warn))))
+    scores = reader.cells(read_records(directory, warn))
+    echo_table(*reader.score_table(scores, reader.complete(directory)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

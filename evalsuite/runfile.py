@@ -38,6 +38,7 @@ def start(directory: Path, plan: Plan, passed: Mapping[str, object], provenance:
         {"task": cell.task.name, "task_version": cell.task.version, "data": cell.data}
         | {"protocol": cell.setting.protocol, "length": cell.setting.length, "samples": len(cell.entries)}
         | {"seed": cell.setting.seed, "options": dict(cell.setting.options)}
+        | {"complete": getattr(cell.task, "examples", None)}
         for cell in plan.cells
     ]
     invocation: dict[str, object] = {"started_at": now(), "ended_at": None, "status": "running", "passed": dict(passed)}

@@ -12,11 +12,14 @@ _CONTROL = re.compile(r"[\x00-\x1f]")
 PERPLEXITIES = frozenset({"perplexity", "word_perplexity", "byte_perplexity"})
 
 
+def perplexity(nats: float) -> float:
+    """Of a mean negative log-likelihood; infinite where no float holds it."""
+    return math.exp(nats) if nats < 700 else math.inf
+
+
 def overall(metric: str, mean: float) -> float:
-    """What a metric says of many samples, from the weighted mean of their scores: of a perplexity the exponential."""
-    if metric not in PERPLEXITIES:
-        return mean
-    return math.exp(mean) if mean < 700 else math.inf
+    """What a metric says of many samples, from the weighted mean of their scores."""
+    return perplexity(mean) if metric in PERPLEXITIES else mean
 
 
 def postprocess(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from evalsuite.plan import Ask, CellSummary, Plan, make_plan
 from evalsuite.progress import duration
 from evalsuite.runner import Outcome
 from evalsuite.schema import Record
+from evalsuite.scorers import overall
 from evalsuite.store import Warn, in_use, read_records
 from evalsuite.types import Adjustable, Backend, Generate, LogLikelihood, Request, Sample, Task
 from gdn2.errors import DataError, UserError
@@ -116,13 +117,23 @@ def passed(directory: Path) -> dict[str, Any]:
 Table = tuple[Sequence[str], list[tuple[object, ...]]]
 
 
-def score_table(scores: Sequence[CellScore]) -> Table:
-    """Header and rows of a run's scores."""
+def complete(directory: Path) -> dict[str, int]:
+    """Samples of the complete set of each task of a run that has one, by task."""
+    cells = (cell for started in runfile.read(directory)["invocations"] for cell in started.get("resolved", ()))
+    return {str(cell["task"]): int(cell["complete"]) for cell in cells if cell.get("complete")}
+
+
+def score_table(scores: Sequence[CellScore], sizes: Mapping[str, int] | None = None) -> Table:
+    """Header and rows of a run's scores; `sizes` is what `complete` gives."""
     header = ("task", "profile", "length", "metric", "n", "failed", "mean")
+    sizes = sizes or {}
     return header, [
-        (c.task, c.protocol, c.length or "-", c.metric, c.n, c.failed, "-" if c.mean is None else f"{c.mean:.4f}")
+        (
+            c.task, c.protocol, c.length or "-", c.metric, f"{c.n} of {sizes[c.task]}" if c.task in sizes else c.n,
+            c.failed, "-" if c.mean is None else f"{overall(c.metric, c.mean):.4f}",
+        )
         for c in scores
-    ]
+    ]  # fmt: skip
 
 
 def field_table(tasks: Sequence[Task]) -> Table:

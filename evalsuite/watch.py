@@ -18,8 +18,8 @@ from evalsuite import runfile
 from evalsuite.interrupt import Interrupted
 from evalsuite.names import aligned, one_line
 from evalsuite.progress import Screen, duration
-from evalsuite.reports.cells import PERPLEXITIES, perplexity
 from evalsuite.schema import NewerSchemaError, Record, from_line
+from evalsuite.scorers import PERPLEXITIES, perplexity
 from evalsuite.show import status
 from evalsuite.stats import interval
 from evalsuite.store import record_files

@@ -5,11 +5,11 @@ A question set is a task with its version, data, protocol and metric. Scores of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evalsuite.reports.frame import Records
+from evalsuite.scorers import PERPLEXITIES, perplexity
 from evalsuite.stats import interval
 from gdn2.errors import DataError
 
@@ -38,8 +38,6 @@ TASKS = {
     "qa_2": "QA-2",
 }
 
-# Metrics whose records hold negative log-likelihoods in nats a unit, weighted by units; a cell is their exponential.
-PERPLEXITIES = frozenset({"word_perplexity", "byte_perplexity", "perplexity"})
 UNBOUNDED = PERPLEXITIES | {"bits_per_byte"}  # no shares, whatever their values
 
 
@@ -130,11 +128,6 @@ def attention_windows(records: Records) -> dict[str, int]:
     return found
 
 
-def perplexity(nats: float) -> float:
-    """Of a mean negative log-likelihood; infinite where no float holds it."""
-    return math.exp(nats) if nats < 700 else math.inf
-
-
 def shown(entry: Mapping[str, Any]) -> tuple[float, float, float]:
     """Mean and interval of a cell as people read them: shares in percent, perplexities, anything else as recorded."""
     ends = (entry["mean"], entry["low"], entry["high"])
@@ -189,7 +182,7 @@ def asked_for(records: Records) -> dict[tuple[object, ...], int]:
         try:
             for cell in (cell for invocation in run["invocations"] for cell in invocation["resolved"]):
                 key = (run_id, *(cell[name] for name in QUESTIONS[:-1]), cell["length"] or 0)
-                asked[key] = max(cell["samples"], asked.get(key, 0))
+                asked[key] = max(cell["samples"], cell.get("complete") or 0, asked.get(key, 0))
         except (KeyError, TypeError) as error:
             raise DataError(f"run.json of {run_id} does not say what was asked ({error!r:.80})") from None
     return asked

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import socket
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cli
 import tasks
 from evalsuite.backends.scripted import ByteTokenizer
 from evalsuite.lm_eval_bridge.encoding import documents, pairs
@@ -288,6 +290,35 @@ def test_original_formats(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="does not begin with a page's heading"):
         read_copy(language.WIKITEXT, write("other.raw", "text\n"))
+
+
+def test_table_2_is_one_command(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Without a network; the table says how many of how many, and one bad label costs one sample."""
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("a network was tried")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.chdir(tmp_path)
+    command = ["run", "--model", "scripted:nothing", "--tasks", "language,commonsense", "--data", str(home)]
+    assert cli.main(command) == 0
+    lines = {tuple(line.split()[:1] + line.split()[3:4]): line.split() for line in capsys.readouterr().out.splitlines()}
+    assert lines["piqa", "acc_norm"][4:8] == ["7", "of", "1838", "0"]
+    assert lines["wikitext", "word_perplexity"][1] == "lm-eval:window=2048:bos=twice"
+    assert float(lines["wikitext", "word_perplexity"][-1]) > 100 > float(lines["wikitext", "bits_per_byte"][-1])
+    keep(home, "piqa", [ROWS["piqa"][0] | {"label": 5}, ROWS["piqa"][1]])
+    capsys.readouterr()
+    assert cli.main([*command[:4], "piqa", *command[5:]]) == 5
+    captured = capsys.readouterr()
+    assert "1 failed" in captured.err and " 1 of 1838 " in captured.out
+    (path,) = tmp_path.rglob("records.jsonl")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    digests = {entry.sha256 for entry in shelf.manifest(home).values()}
+    assert {record["data"] for record in records[-4:]} <= digests
+    assert [record["error"] for record in records[-4:]].count("label 5 is not one of 0 to 1") == 2
 
 
 def test_real_files_are_complete(benchmarks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
