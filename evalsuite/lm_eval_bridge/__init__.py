@@ -1,4 +1,4 @@
 """lm-eval's tasks through our engine, and our models under lm-eval's.
 
-Nothing heavy is imported before it is used; `lm_eval` is imported in this package and nowhere else.
+Nothing heavy is imported before it is used. Besides `bench`, which races against it, nothing else imports `lm_eval`.
 """
