@@ -289,6 +289,28 @@ def test_hub_names_fetch_only_what_is_needed(directory: Path, tmp_path: Path, mo
     assert calls[1]["allow_patterns"] == ["model.safetensors"] and "evil.py" not in calls[0]["allow_patterns"]
 
 
+def test_the_hubs_own_cache_is_read_offline(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real library on a cache as it lays one out: a branch, a commit, and a branch that was never fetched."""
+    import huggingface_hub
+
+    commit, home = "0123456789abcdef0123456789abcdef01234567", tmp_path / "hub" / "models--o--r"
+    snapshot = home / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "blobs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(directory / name, home / "blobs" / name)
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    options, plain = Options(offline=True), open_model(str(directory))
+    for name in ("hf:o/r", "hf:o/r@main", f"hf:o/r@{commit}"):
+        assert open_model(name, options=options).digest == plain.digest
+    assert describe("hf:o/r", options).refused == ()
+    with pytest.raises(CheckpointError, match=r"hf:o/r@v2 cannot be fetched from the cache"):
+        open_model("hf:o/r@v2", options=options)
+
+
 def test_hub_failures_are_one_line(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (directory / "model.safetensors").rename(directory / "other.safetensors")
     fetched(monkeypatch, directory, tmp_path)
