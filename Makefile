@@ -28,13 +28,13 @@ page: $(VENV)/.dev
 	$(BIN)/gdn2-eval report --runs results/zoo --out results/figures/report.html
 	$(BIN)/python tests/evalsuite/browser.py results/figures/report.html results/zoo/report.png
 
-# Minutes; adding a model to PROBED compares it with the others in results/zoo/probe/probes.png.
-PROBED := gdn2-tiny
+# Minutes; a model added to PROBED is drawn against the others in results/zoo/probe/probes.png.
+PROBED := gdn2 kda
 probe: $(VENV)/.package
-	for model in $(PROBED); do for length in 512 4k; do \
-		$(BIN)/gdn2-eval probe --model $$model --task niah_single_1 --length $$length --samples 40 --budget 48 \
+	for model in $(PROBED); do \
+		$(BIN)/gdn2-eval probe --model $$model --task niah_multikey_1 --length 1k --samples 40 --budget 48 \
 			--device cpu --format png --out results/zoo/probe || exit; \
-	done; done
+	done
 
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow and not gpu" -q
