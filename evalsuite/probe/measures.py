@@ -99,7 +99,7 @@ class Moment(NamedTuple):
     write: Tensor | None
     change: Tensor  # of the retention, mean over the value's tokens [3, G]
     loss: Tensor  # of the survival
-    overlap: Tensor  # |k_t . k_p|, largest over the value's tokens written before
+    overlap: Tensor  # |cosine of k_t and k_p|, largest over the value's tokens written before
 
 
 class Write(NamedTuple):
@@ -110,7 +110,7 @@ class Write(NamedTuple):
     head: int  # 0 .. G - 1
     erase: float
     write: float
-    overlap: float  # |k_t . k_p|, largest over the value's tokens
+    overlap: float  # |cosine of k_t and k_p|, largest over the value's tokens
 
 
 class Follower:
@@ -210,7 +210,7 @@ class Follower:
         return norms, born
 
     def _changes(self, start: int, piece: Tokens, born: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
-        """Changes of retention and survival [T, 3, G, 2 N] and |k_t . k_p| [T, G, N]. `_u` and `_rho` move on."""
+        """Changes of retention and survival [T, 3, G, 2 N] and overlaps [T, G, N]. `_u` and `_rho` move on."""
         count, device = len(piece.k), piece.k.device
         changes = self._rho.new_zeros(count, 3, *self._rho.shape)
         position = torch.arange(start, start + count, device=device)
@@ -243,7 +243,9 @@ class Follower:
                 rho[:, columns] = (self._keys[..., columns] * u[..., columns]).sum(1)  # 1; NaN where nothing is read
                 self._written[n] = True
         self._u, self._rho = u, rho
-        return changes, overlap[..., : len(self.needle)].abs().amax(1)
+        n = len(self.needle)
+        sizes = piece.k.norm(dim=-1, keepdim=True) * self._keys[..., :n].norm(dim=1)  # [T, R, G, N]
+        return changes, (overlap[..., :n].abs() / sizes).nan_to_num().amax(1)
 
     def _remember(self, start: int, mean: Tensor, overlap: Tensor) -> None:
         """Keep the most damaging writes so far."""

@@ -226,7 +226,7 @@ def _needle(probe: Probe) -> Figure:
     for ax in grid[1::2, -1]:
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1.6)
     layer, mixer, head = probe.heads[best]
-    figure.suptitle(f"{_title(probe)}: layer {layer} ({escape.figure(mixer)}), head {head}", fontsize=8)
+    figure.suptitle(f"{_title(probe)}\nlayer {layer} ({escape.figure(mixer)}), head {head}", fontsize=8)
     figure.supxlabel("tokens from the needle's start")
     return figure
 

@@ -157,7 +157,8 @@ def test_moments_near_the_needle(case):
             assert moment.change[:, g].tolist() == pytest.approx(brute.damage(position), abs=1e-10)
             rows = brute.rows_k[position * brute.rank : (position + 1) * brute.rank]
             written = [NEEDLE[n] for n in VALUE if NEEDLE[n] < position]
-            near = max((abs(float(k @ brute.keys[p])) for p in written for k in rows), default=0.0)
+            pairs = [(k, brute.keys[p]) for p in written for k in rows]
+            near = max((abs(a @ b) / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs), default=0.0)
             assert moment.overlap[g].item() == pytest.approx(near, rel=1e-8)
             kept = None if brute.decay is None else np.exp(-brute.decay[position]).mean()
             assert (moment.kept is None) == (kept is None)
