@@ -23,8 +23,6 @@ from gdn2.kernels.triton.segments import Layout, layout
 
 DECAYS = {"none": 0, "head": 1, "channel": 2}
 WIDEST = 256
-WIDEST_KEY_ON_GPU = 128
-"""Wider keys are right interpreted but stop compiled kernels with an illegal access (Triton 3.6, H200)."""
 C = tuning.CHUNK
 
 
@@ -32,14 +30,12 @@ def delta_rule(rows: Rows, state: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs [T, Hv, V] of all packed rows and the last states [N, Hv, K, V] fp32, differentiable in every input.
 
     Raises:
-        ValueError: fp64 inputs, key and value widths above 256, or keys above 128 on a GPU.
+        ValueError: fp64 inputs, or key and value widths above 256.
     """
     if rows.z.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"the triton implementation takes float32, float16 or bfloat16, got {rows.z.dtype}")
     if max(rows.k.shape[-1], rows.z.shape[-1]) > WIDEST:
         raise ValueError(f"the triton implementation takes K and V up to {WIDEST}, got {list(state.shape[-2:])}")
-    if rows.z.is_cuda and rows.k.shape[-1] > WIDEST_KEY_ON_GPU:
-        raise ValueError(f"the triton implementation takes K up to {WIDEST_KEY_ON_GPU} on a GPU, got {state.shape[-2]}")
     if rows.rank > C:
         raise ValueError(f"the triton implementation takes up to {C} rows a token, got rank {rows.rank}")
     if rows.z.shape[0] == 0:

@@ -65,14 +65,14 @@ def device_class(device: torch.device) -> str:
 def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsize: int) -> Plan:
     channel = decay == "channel"
     narrow = key > 128 or itemsize == 4
-    state = Launch(_tile(value, 32 if narrow else 64), 4, 1 if narrow else 2)
+    state = Launch(_tile(value, 16), 8, 1) if narrow else Launch(_tile(value, 64), 4, 2)
     tiles = value_heads * -(-value // state.tile)
     return Plan(
         scores=Launch(32, 4, 1) if channel else Launch(_tile(key, 64), 4),
         carry=state,
         reverse=state,
         pairs=Launch(_tile(value, 64), 4),
-        inputs=Launch(32, 4) if channel else Launch(_tile(key, 64), 4),
+        inputs=Launch(32, 4) if channel else Launch(_tile(key, 64), 8),
         segment=SEGMENT if tiles < MULTIPROCESSORS[kind] else 0,
     )
 
