@@ -7,7 +7,7 @@
 `pairs_kernel`, one program a (chunk, value head): dAqk = lower dO R^T and dT = -strictly lower dZ R^T. The latter is
 the paper's -A^T dA A^T (Eq. 28), since R = A X and dA = dR X^T: neither A nor X is needed.
 
-`inputs_kernel`, one program a (chunk, value head, tile of K): gradients of q, k, e and g from dO S^T, dZ S^T, R dS^T
+`inputs_kernel`, or `channel.channel_inputs_kernel`, one program a (chunk, value head, tile of K): gradients of q, k, e and g from dO S^T, dZ S^T, R dS^T
 and the pairs, with the decays of the forward pass, exact on every pair.
 
 Axes as in `forward`.
@@ -19,24 +19,16 @@ import triton.language as tl
 from gdn2.kernels.triton.forward import (
     CHANNEL,
     HEAD,
-    REACH,
     between,
     gate_ends,
-    halves,
-    key_factors,
-    load_decays,
     load_gate,
     load_rows,
     load_state,
-    onwards,
     product,
     same_token,
     square,
     store_rows,
     store_state,
-    sums,
-    through,
-    to_middle,
 )
 
 
@@ -159,77 +151,15 @@ def through_state(
 
 
 @triton.jit
-def near_channel(
-    q_, k_, e_, g_, daqk, dt,
-    C: tl.constexpr, B: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Gradients [C, B] of q, e and k from the pairs of one chunk with decay between them: `channel_scores` mirrored.
-
-    daqk and dt are pointers to [C, C] tiles.
-    """
-    operand: tl.constexpr = k_.dtype
-    dq = tl.zeros([C, B], dtype=tl.float32)
-    de = tl.zeros([C, B], dtype=tl.float32)
-    dk = tl.zeros([C, B], dtype=tl.float32)
-    r = tl.arange(0, C)
-    apart = same_token(C, RANK) == 0
-    inside = sums(through(16, C), g_, operand, PRECISION)
-    f = tl.exp2(inside)
-    qf = (q_ * f).to(operand)
-    ef = (e_ * f).to(operand)
-    for i in range(0, C // 16):
-        pairs = (r // 16 == i)[:, None] & (r[:, None] > r[None, :]) & apart
-        fk = key_factors(g_, i, operand, C, DIRECT, PRECISION)
-        kf = (k_ * fk).to(operand)
-        x = tl.where(pairs, tl.load(daqk), 0.0).to(operand)
-        dq = tl.dot(x, kf, dq, input_precision=PRECISION)
-        near = product(tl.trans(x), qf, PRECISION)
-        if ERASE:
-            x = tl.where(pairs, tl.load(dt), 0.0).to(operand)
-            de = tl.dot(x, kf, de, input_precision=PRECISION)
-            near = tl.dot(tl.trans(x), ef, near, input_precision=PRECISION)
-        dk += fk * near
-    dq *= f
-    de *= f
-    rest = tl.where(inside > -REACH, 0.0, 1.0) if DIRECT else tl.full(inside.shape, 1.0, dtype=tl.float32)
-    if tl.max(tl.max(rest, 1), 0) > 0:
-        for level in range(0, 4):
-            f = tl.exp2(sums(to_middle(level, C), g_, operand, PRECISION))
-            kf = (k_ * (f * rest)).to(operand)
-            x = tl.where(halves(level, C) & apart, tl.load(daqk), 0.0).to(operand)
-            dq += f * product(x, kf, PRECISION)
-            near = product(tl.trans(x), (q_ * f).to(operand), PRECISION)
-            if ERASE:
-                x = tl.where(halves(level, C) & apart, tl.load(dt), 0.0).to(operand)
-                de += f * product(x, kf, PRECISION)
-                near = tl.dot(tl.trans(x), (e_ * f).to(operand), near, input_precision=PRECISION)
-            dk += (f * rest) * near
-    return dq, de, dk
-
-
-@triton.jit
-def gate_gradient(up, kept, operand: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr):
-    """Sum of `up` over each row and those after it, plus the sum of `kept` over the rows before it [C, B]."""
-    if operand == tl.bfloat16:
-        r = tl.arange(0, C)[:, None]
-        t = tl.arange(0, C)[None, :]
-        slope = sums(tl.where(t >= r, 1.0, 0.0), up, operand, PRECISION)
-        return slope + sums(tl.where(t < r, 1.0, 0.0), kept, operand, PRECISION)
-    else:
-        return tl.cumsum(up, 0, reverse=True) + tl.cumsum(kept, 0) - kept
-
-
-@triton.jit
 def inputs_kernel(
     q, k, e, g, do, dz, written, states, dstates, daqk, dt,  # inputs
-    dq, dk, de, dg,  # outputs [T, Hv, K]; dg per head: [tiles of K, T, Hv]
+    dq, dk, de, dg,  # outputs [T, Hv, K]; dg [tiles of K, T, Hv]
     chunk_row, chunk_rows, total,
     H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-    B: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr, DECAY: tl.constexpr,
-    ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+    B: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, DECAY: tl.constexpr, ERASE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the inputs on the key side for one (chunk, value head, tile of K).
+    """Gradients of the inputs on the key side for one (chunk, value head, tile of K), with decay per head or none.
 
     Every use of a decay is weighted by its own gradient, so dg is a sum over the rows on the far side of each gate:
     reads and erasures after it count up, writes after it count down, and what reaches the chunk's end counts once.
@@ -241,69 +171,39 @@ def inputs_kernel(
     col0 = tile * B
     row0 = tl.load(chunk_row + chunk)
     rows = tl.load(chunk_rows + chunk)
-    if DECAY == CHANNEL:
-        g_ = load_decays(g, row0, rows, head // (HV // HG), HG, K, col0, C, B)
-        q_ = load_rows(q, row0, rows, head // (HV // H), H, K, col0, C, B)
-        k_ = load_rows(k, row0, rows, head // (HV // H), H, K, col0, C, B)
-        e_ = load_rows(e, row0, rows, head // (HV // HE), HE, K, col0, C, B) if ERASE else q_
-        dq_near, de_near, dk_near = near_channel(
-            q_, k_, e_, g_, square(daqk, chunk, head, HV, C), square(dt, chunk, head, HV, C),
-            C, B, RANK, ERASE, DIRECT, PRECISION,
-        )  # fmt: skip
     dq_, de_, dk_, dwhole = through_state(
         do, dz, written, states, dstates, row0, rows, chunk, head, col0, HV, K, V, B, BV, C, ERASE, PRECISION
     )
-    if DECAY == CHANNEL:
-        gamma = tl.exp2(sums(through(C, C), g_, k_.dtype, PRECISION))
-        tail = tl.exp2(sums(onwards(C), g_, k_.dtype, PRECISION))
-        dwhole *= tl.exp2(tl.sum(g_, 0))
     if DECAY == HEAD:
         gamma, tail = gate_ends(g, row0, rows, head // (HV // HG), HG, C)
         dwhole *= tl.sum(tl.where(tl.arange(0, C) == C - 1, gamma, 0.0), 0)
-        gamma = gamma[:, None]
-        tail = tail[:, None]
-    if DECAY:
-        dq_ *= gamma
-        de_ *= gamma
-        dk_ *= tail
+        dq_ *= gamma[:, None]
+        de_ *= gamma[:, None]
+        dk_ *= tail[:, None]
     q_ = load_rows(q, row0, rows, head // (HV // H), H, K, col0, C, B)
     k_ = load_rows(k, row0, rows, head // (HV // H), H, K, col0, C, B)
     da = tl.load(square(daqk, chunk, head, HV, C))
-    kept = k_ * dk_
-    up = q_ * dq_
-    if DECAY == CHANNEL:
-        da = tl.where(same_token(C, RANK), da, 0.0).to(da.dtype)
-        up += q_ * dq_near - k_ * dk_near
-        dq_ += dq_near + product(da, k_, PRECISION)
-        dk_ += dk_near + product(tl.trans(da), q_, PRECISION)
-    else:
-        dq_near = product(da, k_, PRECISION)
-        dk_near = product(tl.trans(da), q_, PRECISION)
-        up += q_ * dq_near - k_ * dk_near
-        dq_ += dq_near
-        dk_ += dk_near
-    store_rows(dq, dq_, row0, rows, head, HV, K, col0, C, B)
+    kept = tl.sum(k_ * dk_, 1)
+    near_q = product(da, k_, PRECISION)
+    near_k = product(tl.trans(da), q_, PRECISION)
+    counted = q_ * dq_
+    counted += q_ * near_q - k_ * near_k
+    store_rows(dq, dq_ + near_q, row0, rows, head, HV, K, col0, C, B)
+    dk_ += near_k
     if ERASE:
         e_ = load_rows(e, row0, rows, head // (HV // HE), HE, K, col0, C, B)
-        if DECAY == CHANNEL:
-            de_ += de_near
-        else:
-            d = tl.load(square(dt, chunk, head, HV, C))
-            de_ += product(d, k_, PRECISION)
-            dk_near = product(tl.trans(d), e_, PRECISION)
-            dk_ += dk_near
-            up -= k_ * dk_near
-        up += e_ * de_
+        d = tl.load(square(dt, chunk, head, HV, C))
+        de_ += product(d, k_, PRECISION)
+        near_k = product(tl.trans(d), e_, PRECISION)
+        counted -= k_ * near_k
+        counted += e_ * de_
+        dk_ += near_k
         store_rows(de, de_, row0, rows, head, HV, K, col0, C, B)
     store_rows(dk, dk_, row0, rows, head, HV, K, col0, C, B)
-    # A gate of row t lies before the reads of rows r >= t, and inside the tails of rows s < t.
-    if DECAY == CHANNEL:
-        slope = gate_gradient(up, kept, k_.dtype, C, PRECISION) + dwhole[None, :]
-        store_rows(dg, slope, row0, rows, head, HV, K, col0, C, B)
     if DECAY == HEAD:
-        up_ = tl.sum(up, 1)
-        kept_ = tl.sum(kept, 1)
-        slope = tl.cumsum(up_, 0, reverse=True) + tl.cumsum(kept_, 0) - kept_ + tl.sum(dwhole, 0)
+        # A gate of row t lies before the reads of rows r >= t, and inside the tails of rows s < t.
+        counted_ = tl.sum(counted, 1)
+        slope = tl.cumsum(counted_, 0, reverse=True) + tl.cumsum(kept, 0) - kept + tl.sum(dwhole, 0)
         r = tl.arange(0, C)
         at = (tile.to(tl.int64) * total + row0 + r) * HV + head
         tl.store(dg + at, slope, mask=r < rows)

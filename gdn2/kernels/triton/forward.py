@@ -1,6 +1,6 @@
 """Forward of the delta rule on the GPU, in two kernels.
 
-`scores_kernel`, one program a (chunk, head), everything that does not depend on the state:
+`scores_kernel`, or `channel.channel_scores_kernel`, one program a (chunk, head), all that does not depend on the state:
 
     Aqk = visible part of q_r . (decay(s -> r) * k_s)      T = earlier part of e_r . (decay(s -> r) * k_s)
     A   = (I + T)^-1                                       and, per channel, gamma * q, gamma * e and tail * k
@@ -9,9 +9,8 @@
 
     R = A (Z - (gamma * E) S)     O = (gamma * Q) S + Aqk R     S <- gamma_C * S + (tail * K)^T R
 
-Decays are exact at any strength. Sums of log-decays run over the very rows they stand for, never as differences of
-longer sums; the decay of a pair is a product of two of them, anchored between its rows, or with the anchor before both
-where the quotient is in range (`channel_scores`).
+Decays are exact at any strength: sums of log-decays run over the very rows they stand for, never as differences of
+longer sums, save where `channel` says so.
 
 Axes: T rows of all sequences, P chunks, C rows a chunk, H key heads, Hv value heads, Hs heads of the scores, K and V
 widths.
@@ -26,8 +25,6 @@ HEAD = tl.constexpr(1)
 CHANNEL = tl.constexpr(2)
 FORGET = tl.constexpr(-1e4)
 """Stands for every stronger log2-decay, -inf included: 2 to its power is zero, and zero times it is still zero."""
-REACH = tl.constexpr(60.0)
-"""Decays below 2 ** -60 are not divided by: bf16 and fp32 reach 2 ** 127, and keys and queries need room too."""
 
 
 @triton.jit
@@ -35,7 +32,8 @@ def load_rows(base, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl
     """Tile [C, B] of x [T, heads, width]: rows row0 + SHIFT ..., zero past the chunk's rows and past the width."""
     r = tl.arange(0, C) + SHIFT
     col = col0 + tl.arange(0, B)
-    at = (row0 + r).to(tl.int64)[:, None] * (heads * width) + head * width + col[None, :]
+    base += row0.to(tl.int64) * (heads * width) + head * width
+    at = r[:, None] * (heads * width) + col[None, :]
     return tl.load(base + at, mask=(r < rows)[:, None] & (col < width)[None, :], other=0.0)
 
 
@@ -44,7 +42,8 @@ def store_rows(base, x, row0, rows, head, heads, width, col0, C: tl.constexpr, B
     """The reverse of `load_rows`, cast to the pointer's type."""
     r = tl.arange(0, C)
     col = col0 + tl.arange(0, B)
-    at = (row0 + r).to(tl.int64)[:, None] * (heads * width) + head * width + col[None, :]
+    base += row0.to(tl.int64) * (heads * width) + head * width
+    at = r[:, None] * (heads * width) + col[None, :]
     tl.store(base + at, x.to(base.dtype.element_ty), mask=(r < rows)[:, None] & (col < width)[None, :])
 
 
@@ -75,65 +74,6 @@ def square(base, chunk, head, heads, C: tl.constexpr):
 def product(a, b, PRECISION: tl.constexpr):
     """fp32 product of two tiles; PRECISION matters for fp32 operands only."""
     return tl.dot(a, b, input_precision=PRECISION, out_dtype=tl.float32)
-
-
-@triton.jit
-def load_decays(g, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
-    """log2-decays [C, B], zero past the chunk's rows."""
-    return tl.maximum(load_rows(g, row0, rows, head, heads, width, col0, C, B) * LOG2E, FORGET)
-
-
-@triton.jit
-def sums(select, g, operand: tl.constexpr, PRECISION: tl.constexpr):
-    """select [C, C] of ones, zeros and minus ones times log2-decays g [C, B], on the tensor cores.
-
-    16-bit operands are split in two, so that 16 bits of g and more count.
-    """
-    if operand == tl.float32:
-        return tl.dot(select, g, input_precision=PRECISION, out_dtype=tl.float32)
-    else:
-        select = select.to(operand)
-        coarse = g.to(operand)
-        fine = tl.dot(select, (g - coarse).to(operand), out_dtype=tl.float32)
-        return tl.dot(select, coarse, fine, out_dtype=tl.float32)
-
-
-@triton.jit
-def through(SIZE: tl.constexpr, C: tl.constexpr, zero=0):
-    """Selects, for each row, the gates from its aligned block of SIZE rows' start through the row."""
-    r = tl.arange(0, C)[:, None] + zero
-    t = tl.arange(0, C)[None, :]
-    return tl.where((r // SIZE == t // SIZE) & (t <= r), 1.0, 0.0)
-
-
-@triton.jit
-def onwards(C: tl.constexpr, zero=0):
-    """Selects, for each row, the gates after it."""
-    return tl.where(tl.arange(0, C)[None, :] > tl.arange(0, C)[:, None] + zero, 1.0, 0.0)
-
-
-@triton.jit
-def towards(i, C: tl.constexpr):
-    """Selects, for each row, the gates between it and the start of the i-th block of sixteen rows.
-
-    Inside the block itself they count backwards; later rows select nothing.
-    """
-    s = tl.arange(0, C)[:, None]
-    t = tl.arange(0, C)[None, :]
-    ahead = tl.where((t > s) & (t < 16 * i), 1.0, 0.0)
-    return tl.where((s // 16 == i) & (t >= 16 * i) & (t <= s), -1.0, ahead)
-
-
-@triton.jit
-def to_middle(level, C: tl.constexpr):
-    """Selects, for each row, the gates between it and the middle of its aligned block of 2 ** (level + 1) rows.
-
-    Rows of the second half: from the middle through the row. Rows of the first half: after the row up to the middle.
-    """
-    r = tl.arange(0, C)[:, None]
-    t = tl.arange(0, C)[None, :]
-    second = (r >> level) % 2 == 1
-    return tl.where(((r >> level) == (t >> level)) & ((t > r) ^ second), 1.0, 0.0)
 
 
 @triton.jit
@@ -181,128 +121,49 @@ def invert(t, C: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def key_factors(g, i, operand: tl.constexpr, C: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr):
-    """Factors of k [C, B] for the rows of the i-th block of sixteen, anchored at the start of that block.
-
-    Earlier rows: decay after the row up to the block. Rows of the block: one over the decay since its start where that
-    is in reach (DIRECT), else zero. Later rows: zero.
-    """
-    s = tl.arange(0, C)[:, None]
-    x = sums(towards(i, C), g, operand, PRECISION)
-    reached = (s // 16 < i) | ((s // 16 == i) & (x < REACH)) if DIRECT else s // 16 < i
-    return tl.exp2(tl.where(reached, x, FORGET))
-
-
-@triton.jit
-def channel_scores(
-    aqk, t, q_, k_, e_, g_, zero,
-    C: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add one tile of K to both score matrices, with per-channel decay; entries above the diagonal are meaningless.
-
-    q and e decay from the start of their block of sixteen rows. Inside the block k is divided by its decay since that
-    start where that is in range (DIRECT: bf16 and fp32 have the exponents for it); channels that decayed further are
-    anchored in the middle of each pair's smallest block. Which way a key takes depends on gates up to its own row only,
-    so a later gate never changes an earlier score.
-    """
-    operand: tl.constexpr = k_.dtype
-    block = (tl.arange(0, C) // 16)[:, None]
-    inside = sums(through(16, C, zero), g_, operand, PRECISION)
-    f = tl.exp2(inside)
-    qf = (q_ * f).to(operand)
-    ef = (e_ * f).to(operand)
-    for i in range(0, C // 16):
-        kf = tl.trans((k_ * key_factors(g_, i, operand, C, DIRECT, PRECISION)).to(operand))
-        aqk = tl.dot(tl.where(block == i, qf, 0.0).to(operand), kf, aqk, input_precision=PRECISION)
-        if ERASE:
-            t = tl.dot(tl.where(block == i, ef, 0.0).to(operand), kf, t, input_precision=PRECISION)
-    rest = tl.where(inside > -REACH, 0.0, 1.0) if DIRECT else tl.full(inside.shape, 1.0, dtype=tl.float32)
-    if tl.max(tl.max(rest, 1), 0) > 0:
-        for level in range(0, 4):
-            f = tl.exp2(sums(to_middle(level, C), g_, operand, PRECISION))
-            kf = tl.trans((k_ * (f * rest)).to(operand))
-            aqk += tl.where(halves(level, C), product((q_ * f).to(operand), kf, PRECISION), 0.0)
-            if ERASE:
-                t += tl.where(halves(level, C), product((e_ * f).to(operand), kf, PRECISION), 0.0)
-    return aqk, t
-
-
-@triton.jit
 def scores_kernel(
     q, k, e, g, diag,  # inputs
-    qg, eg, kt, decay, tails, scores, solved,  # outputs
+    decay, tails, scores, solved,  # outputs
     chunk_row, chunk_rows,
     H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HS: tl.constexpr, K: tl.constexpr,
     B: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr, DECAY: tl.constexpr,
-    ERASE: tl.constexpr, DIAG: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr, SOLVE: tl.constexpr,
+    ERASE: tl.constexpr, DIAG: tl.constexpr, PRECISION: tl.constexpr, SOLVE: tl.constexpr,
 ):  # fmt: skip
-    """Scores, inverse and decayed operands of one (chunk, head of the scores).
+    """Scores and inverse of one (chunk, head of the scores), with decay per head or none.
 
-    Per channel: `decay` [P, Hs, K] is the whole chunk's decay and qg, eg, kt [T, Hs, K] are written. Per head: `decay`
-    and `tails` [P, Hs, C] are gamma and the decay to the chunk's end; q, e and k are read raw by `carry_kernel`.
+    `decay` and `tails` [P, Hs, C] are gamma and the decay to the chunk's end; `carry_kernel` reads q, e and k raw.
     """
     chunk = tl.program_id(0) // HS
     head = tl.program_id(0) % HS
     row0 = tl.load(chunk_row + chunk)
     rows = tl.load(chunk_rows + chunk)
     hk = head // (HS // H)
-    # Pairs inside one token have no decay between them.
-    inside = tl.zeros([C, C], dtype=tl.float32)
-    near = tl.zeros([C], dtype=tl.float32)
     aqk = tl.zeros([C, C], dtype=tl.float32)
     t = tl.zeros([C, C], dtype=tl.float32)
     for col0 in range(0, K, B):
-        if DECAY == CHANNEL:
-            g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B)
-            q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
-            k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
-            e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B) if ERASE else q_
-            zero = col0 // 4096  # known to us alone: masks hoisted out of the loop would fill the registers
-            gamma = tl.exp2(sums(through(C, C, zero), g_, k_.dtype, PRECISION))
-            store_rows(qg, q_ * gamma, row0, rows, head, HS, K, col0, C, B)
-            if ERASE:
-                store_rows(eg, e_ * gamma, row0, rows, head, HS, K, col0, C, B)
-            tail = tl.exp2(sums(onwards(C, zero), g_, k_.dtype, PRECISION))
-            store_rows(kt, k_ * tail, row0, rows, head, HS, K, col0, C, B)
-            col = col0 + tl.arange(0, B)
-            whole = tl.exp2(tl.sum(g_, 0))
-            tl.store(decay + (chunk.to(tl.int64) * HS + head) * K + col, whole, mask=col < K)
-            if RANK == 1:
-                near += tl.sum(q_.to(tl.float32) * k_, 1)
-            else:
-                inside += product(q_, tl.trans(k_), PRECISION)
-            aqk, t = channel_scores(aqk, t, q_, k_, e_, g_, zero, C, ERASE, DIRECT, PRECISION)
-        else:
-            q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
-            k_ = tl.trans(load_rows(k, row0, rows, hk, H, K, col0, C, B))
-            inside += product(q_, k_, PRECISION)
-            if ERASE:
-                t += product(load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B), k_, PRECISION)
+        q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
+        k_ = tl.trans(load_rows(k, row0, rows, hk, H, K, col0, C, B))
+        aqk += product(q_, k_, PRECISION)
+        if ERASE:
+            t += product(load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B), k_, PRECISION)
     r = tl.arange(0, C)
     token = same_token(C, RANK)
     earlier = (r[:, None] > r[None, :]) & (token == 0)
-    if DECAY == CHANNEL:
-        aqk = tl.where(earlier, aqk, 0.0)
-        t = tl.where(earlier, t, 0.0)
-    else:
-        pair_decay = tl.where(earlier, 1.0, 0.0)
-        if DECAY == HEAD:
-            g_ = load_gate(g, row0, rows, head // (HS // HG), HG, C)
-            pair_decay = tl.where(earlier, between(g_, C), 0.0)
-            gamma, tail = gate_ends(g, row0, rows, head // (HS // HG), HG, C)
-            at = (chunk.to(tl.int64) * HS + head) * C + r
-            tl.store(decay + at, gamma)
-            tl.store(tails + at, tail)
-        aqk = inside * pair_decay
-        t = t * pair_decay
-    if DECAY == CHANNEL and RANK == 1:
-        inside = near[None, :]
+    pair_decay = tl.where(earlier, 1.0, 0.0)
+    if DECAY == HEAD:
+        g_ = load_gate(g, row0, rows, head // (HS // HG), HG, C)
+        pair_decay = tl.where(earlier, between(g_, C), 0.0)
+        gamma, tail = gate_ends(g, row0, rows, head // (HS // HG), HG, C)
+        at = (chunk.to(tl.int64) * HS + head) * C + r
+        tl.store(decay + at, gamma)
+        tl.store(tails + at, tail)
+    own = aqk  # pairs inside one token have no decay between them
     if DIAG:
-        inside = inside * tl.load(diag + (row0 + r).to(tl.int64) * HS + head, mask=r < rows, other=0.0)[None, :]
-    aqk += tl.where(token, inside, 0.0)
+        own = own * tl.load(diag + (row0 + r).to(tl.int64) * HS + head, mask=r < rows, other=0.0)[None, :]
+    aqk = tl.where(token, own, aqk * pair_decay)
     tl.store(square(scores, chunk, head, HS, C), aqk.to(scores.dtype.element_ty))
     if ERASE:
-        tl.store(square(solved, chunk, head, HS, C), invert(t, C, SOLVE).to(solved.dtype.element_ty))
+        tl.store(square(solved, chunk, head, HS, C), invert(t * pair_decay, C, SOLVE).to(solved.dtype.element_ty))
 
 
 @triton.jit
@@ -310,7 +171,8 @@ def load_state(base, index, k0, v0, K: tl.constexpr, V: tl.constexpr, BK: tl.con
     """Tile [BK, BV] of states [N * Hv, K, V], zero past the widths."""
     ki = k0 + tl.arange(0, BK)
     vi = v0 + tl.arange(0, BV)
-    at = index.to(tl.int64) * (K * V) + ki[:, None] * V + vi[None, :]
+    base += index.to(tl.int64) * (K * V)
+    at = ki[:, None] * V + vi[None, :]
     return tl.load(base + at, mask=(ki < K)[:, None] & (vi < V)[None, :], other=0.0)
 
 
@@ -319,7 +181,8 @@ def store_state(base, x, index, v0, K: tl.constexpr, V: tl.constexpr, BK: tl.con
     """The reverse of `load_state` at key 0, cast to the pointer's type."""
     ki = tl.arange(0, BK)
     vi = v0 + tl.arange(0, BV)
-    at = index.to(tl.int64) * (K * V) + ki[:, None] * V + vi[None, :]
+    base += index.to(tl.int64) * (K * V)
+    at = ki[:, None] * V + vi[None, :]
     tl.store(base + at, x.to(base.dtype.element_ty), mask=(ki < K)[:, None] & (vi < V)[None, :])
 
 

@@ -18,7 +18,7 @@ import triton
 from torch import Tensor
 
 from gdn2.kernels.contract import Rows
-from gdn2.kernels.triton import backward, forward, tuning
+from gdn2.kernels.triton import backward, channel, forward, tuning
 from gdn2.kernels.triton.segments import Layout, layout
 
 DECAYS = {"none": 0, "head": 1, "channel": 2}
@@ -68,6 +68,10 @@ class _Call:
     @cached_property
     def layout(self) -> Layout:
         return layout(self.lengths, C - C % self.rank, self.plan.segment, self.z.device)
+
+    @property
+    def selections(self) -> Tensor:
+        return channel.selections(C, self.z.dtype, self.z.device)
 
     @property
     def heads(self) -> int:
@@ -129,28 +133,31 @@ class _Operands:
 
 
 def _scores(call: _Call) -> _Operands:
-    t, hs, p = call.z.shape[0], call.score_heads, call.layout.chunks
+    t, hs, p, how = call.z.shape[0], call.score_heads, call.layout.chunks, call.plan.scores
     new = call.z.new_empty
     scores = new(p, hs, C, C)
     solved = new(p, hs, C, C) if call.e is not None else scores
     e = call.k if call.e is None else call.e
-    fp32 = torch.float32
+    variant = {
+        "H": call.heads, "HE": call.erase_heads, "HG": call.decay_heads, "HS": hs, "K": call.key, "B": how.tile, "C": C,
+        "RANK": call.rank, "ERASE": call.e is not None, "DIAG": call.diag is not None, "PRECISION": call.precision,
+        "SOLVE": call.solve, "num_warps": how.warps, "num_stages": how.stages,
+    }  # fmt: skip
+    inputs = (call.q, call.k, e, _or(call.g, call.q), _or(call.diag, call.q))
+    chunks = (call.layout.chunk_row, call.layout.chunk_rows)
     if call.decay == "channel":
         qg, kt = new(t, hs, call.key), new(t, hs, call.key)
         eg = new(t, hs, call.key) if call.e is not None else kt
-        decay = tails = new(p, hs, call.key, dtype=fp32)
-    else:
-        qg, kt, eg = call.q, call.k, e
-        decay, tails = (new(p, hs, C, dtype=fp32) for _ in range(2)) if call.g is not None else (scores, scores)
-    how = call.plan.scores
+        decay = new(p, hs, call.key, dtype=torch.float32)
+        channel.channel_scores_kernel[(p * hs,)](
+            *inputs, call.selections, qg, eg, kt, decay, scores, solved, *chunks, **variant, DIRECT=call.direct
+        )
+        return _Operands(qg, kt, eg, decay, decay, scores, solved)
+    decay, tails = (new(p, hs, C, dtype=torch.float32) for _ in range(2)) if call.g is not None else (scores, scores)
     forward.scores_kernel[(p * hs,)](
-        call.q, call.k, e, _or(call.g, call.q), _or(call.diag, call.q), qg, eg, kt, decay, tails, scores, solved,
-        call.layout.chunk_row, call.layout.chunk_rows,
-        H=call.heads, HE=call.erase_heads, HG=call.decay_heads, HS=hs, K=call.key, B=how.tile, C=C, RANK=call.rank,
-        DECAY=DECAYS[call.decay], ERASE=call.e is not None, DIAG=call.diag is not None,
-        DIRECT=call.direct, PRECISION=call.precision, SOLVE=call.solve, num_warps=how.warps, num_stages=how.stages,
-    )  # fmt: skip
-    return _Operands(qg, kt, eg, decay, tails, scores, solved)
+        *inputs, decay, tails, scores, solved, *chunks, **variant, DECAY=DECAYS[call.decay]
+    )
+    return _Operands(call.q, call.k, e, decay, tails, scores, solved)
 
 
 def _or(x: Tensor | None, other: Tensor) -> Tensor:
@@ -239,17 +246,24 @@ def _input_gradients(
         return call.z.new_empty(t, hv, call.key, dtype=call.z.dtype if heads == hv else torch.float32)
 
     dq, dk, de = empty(call.heads), empty(call.heads), empty(call.erase_heads)
+    inputs = (call.q, call.k, _or(call.e, call.q), _or(call.g, call.q), do, dz, written, states, dstates, daqk, dt)
+    variant = {
+        "H": call.heads, "HE": call.erase_heads, "HG": call.decay_heads, "HV": hv, "K": call.key, "V": call.value,
+        "B": how.tile, "BV": min(how.tile, call.plan.pairs.tile), "C": C, "ERASE": call.e is not None,
+        "PRECISION": call.precision, "num_warps": how.warps, "num_stages": how.stages,
+    }  # fmt: skip
+    chunks = (call.layout.chunk_row, call.layout.chunk_rows)
+    grid = (call.layout.chunks * hv * tiles,)
     dg = dq
-    if call.g is not None:
-        dg = call.z.new_empty((t, hv, call.key) if call.decay == "channel" else (tiles, t, hv), dtype=torch.float32)
-    backward.inputs_kernel[(call.layout.chunks * hv * tiles,)](
-        call.q, call.k, _or(call.e, call.q), _or(call.g, call.q), do, dz, written, states, dstates, daqk, dt,
-        dq, dk, de, dg, call.layout.chunk_row, call.layout.chunk_rows, t,
-        H=call.heads, HE=call.erase_heads, HG=call.decay_heads, HV=hv, K=call.key, V=call.value, B=how.tile,
-        BV=min(how.tile, call.plan.pairs.tile), C=C, RANK=call.rank, DECAY=DECAYS[call.decay],
-        ERASE=call.e is not None, DIRECT=call.direct, PRECISION=call.precision,
-        num_warps=how.warps, num_stages=how.stages,
-    )  # fmt: skip
+    if call.decay == "channel":
+        dg = call.z.new_empty(t, hv, call.key, dtype=torch.float32)
+        channel.channel_inputs_kernel[grid](
+            *inputs, call.selections, dq, dk, de, dg, *chunks, **variant, RANK=call.rank, DIRECT=call.direct
+        )
+    else:
+        if call.g is not None:
+            dg = call.z.new_empty(tiles, t, hv, dtype=torch.float32)
+        backward.inputs_kernel[grid](*inputs, dq, dk, de, dg, *chunks, t, **variant, DECAY=DECAYS[call.decay])
     if call.decay == "head":
         dg = dg.sum(0)
     return (

@@ -64,15 +64,17 @@ def device_class(device: torch.device) -> str:
 @cache
 def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsize: int) -> Plan:
     channel = decay == "channel"
-    narrow = key > 128 or itemsize == 4
-    state = Launch(_tile(value, 16), 8, 1) if narrow else Launch(_tile(value, 64), 4, 2)
+    if itemsize == 4:
+        state = Launch(_tile(value, 32), 4, 1)
+    else:
+        state = Launch(_tile(value, 16), 8, 1) if key > 128 else Launch(_tile(value, 64), 4, 2)
     tiles = value_heads * -(-value // state.tile)
     return Plan(
-        scores=Launch(32, 4, 1) if channel else Launch(_tile(key, 64), 4),
+        scores=Launch(32, 4, 2) if channel else Launch(_tile(key, 64), 4),
         carry=state,
         reverse=state,
         pairs=Launch(_tile(value, 64), 4),
-        inputs=Launch(32, 4) if channel else Launch(_tile(key, 64), 8),
+        inputs=Launch(32, 4, 1) if channel else Launch(_tile(key, 64), 8),
         segment=SEGMENT if tiles < MULTIPROCESSORS[kind] else 0,
     )
 
