@@ -22,7 +22,8 @@ def _mixer(options: Mapping[str, object]) -> str:
 
 def _kernels(model: Decoder) -> str:
     with torch.no_grad():  # as the requests are answered
-        return choose(model.embed.weight.device, model.blocks()[0].mixer.implementation)
+        weight = model.embed.weight
+        return choose(weight.device, model.blocks()[0].mixer.implementation, weight.dtype)
 
 
 def kind(model: Decoder) -> tuple[str, Family]:

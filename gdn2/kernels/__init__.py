@@ -56,7 +56,7 @@ def delta_rule(
         state = z.new_zeros(shape, dtype=dtype)
     elif tuple(state.shape) != shape:
         raise ValueError(f"state must be [N, Hv, K, V] = {list(shape)}, got {list(state.shape)}")
-    run = dispatch.rule(choose(z.device, implementation))
+    run = dispatch.rule(choose(z.device, implementation, z.dtype))
     o, last = run(rows, state.to(dtype), dtype)
     if (watcher := WATCHER.get()) is not None:
         watcher.rule(rows, state, last)
@@ -120,4 +120,4 @@ def _tokens(
     if slots is not None and list(slots.shape) != [n]:
         raise ValueError(f"slots must have one entry for each of {n} sequences, got shape {list(slots.shape)}")
     check_state_dtype(state.dtype, g)
-    return dispatch.step(choose(z.device, implementation))(rows, cu_seqlens, state, slots).to(z.dtype)
+    return dispatch.step(choose(z.device, implementation, z.dtype))(rows, cu_seqlens, state, slots).to(z.dtype)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
 from typing import Literal, get_args
 
 import torch
@@ -17,8 +19,10 @@ Rule = Callable[[Rows, Tensor, torch.dtype], tuple[Tensor, Tensor]]
 Step = Callable[[Rows, Tensor | None, Tensor, Tensor | None], Tensor]
 
 
-def choose(device: torch.device, wish: Implementation | None = None) -> Implementation:
-    """The implementation for `device`: what was asked for, else numba on a CPU without gradients, else torch.
+def choose(
+    device: torch.device, wish: Implementation | None = None, dtype: torch.dtype = torch.bfloat16
+) -> Implementation:
+    """The implementation for inputs of `dtype` on `device`: what was asked for, else `default`.
 
     Raises:
         ValueError: an unknown name, or numba where it is not installed or gradients are wanted.
@@ -29,8 +33,28 @@ def choose(device: torch.device, wish: Implementation | None = None) -> Implemen
         raise ValueError(f"implementation numba needs a CPU and numba installed; device is {device}")
     if wish == "numba" and torch.is_grad_enabled():
         raise ValueError("implementation numba has no gradients: use torch, or torch.no_grad()")
-    plain = device.type == "cpu" and not torch.is_grad_enabled() and numba.available()
-    return wish or ("numba" if plain else "torch")
+    return wish or default(device.type, _capability(device), dtype)
+
+
+def default(
+    device_type: str, capability: tuple[int, int] | None, dtype: torch.dtype = torch.bfloat16
+) -> Implementation:
+    """Numba on a CPU without gradients; Triton on an NVIDIA GPU of compute capability 8.0 or newer; else torch.
+
+    Args:
+        capability: of an NVIDIA GPU that Triton is installed for, else None.
+        dtype: of the inputs. Triton's kernels do not compute in fp64.
+    """
+    if device_type == "cpu":
+        return "numba" if numba.available() and not torch.is_grad_enabled() else "torch"
+    return "triton" if capability is not None and capability >= (8, 0) and dtype != torch.float64 else "torch"
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    if device.type != "cuda" or torch.version.cuda is None or find_spec("triton") is None:
+        return None
+    return torch.cuda.get_device_capability(device)
 
 
 def rule(name: Implementation) -> Rule:

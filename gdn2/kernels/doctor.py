@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from gdn2 import env
-from gdn2.kernels.dispatch import choose
+from gdn2.kernels.dispatch import default
 
 OPTIONAL = (
     ("transformers", "other models (--model hf:...): pip install 'gdn2-eval[hf]'"),
@@ -101,7 +101,7 @@ def _device(machine: Machine) -> Finding:
 
 def _implementation(machine: Machine) -> Finding:
     with torch.no_grad():
-        name = choose(torch.device("cuda" if machine.device else "cpu"))
+        name = default("cuda" if machine.device else "cpu", machine.capability if machine.triton else None)
     why = {
         "triton": "fused kernels on the GPU",
         "numba": "compiled loops on the CPU, plain torch for training",

@@ -76,7 +76,7 @@ def fold_gates(raw: Raw, gates: Gates, implementation: Implementation | None = N
         )
     if (watcher := WATCHER.get()) is not None:
         watcher.gates(*erase_write(raw, gates))
-    if choose(raw.q.device, implementation) == "triton":
+    if choose(raw.q.device, implementation, raw.q.dtype) == "triton":
         from gdn2.kernels.triton import prologue
 
         return Folded(*prologue.fold_gates(raw, gates))
@@ -133,7 +133,7 @@ def gated_norm(
     """RMSNorm over each head times the activated gate: o, gate [T, Hv, V], weight [V] to [T, Hv, V] in o's dtype."""
     if activation not in ("silu", "sigmoid"):
         raise ValueError(f"activation must be silu or sigmoid, got {activation!r}")
-    if choose(o.device, implementation) == "triton":
+    if choose(o.device, implementation, o.dtype) == "triton":
         from gdn2.kernels.triton import epilogue
 
         return epilogue.gated_norm(o, gate, weight, eps, activation)

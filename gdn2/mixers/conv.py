@@ -67,7 +67,7 @@ class ShortConv(nn.Module):
         return self.weight.new_zeros(n, channels, taps - 1)
 
     def forward(self, x: Tensor, window: Tensor, ragged: Ragged) -> tuple[Tensor, Tensor]:
-        if choose(x.device, self.implementation) == "triton":
+        if choose(x.device, self.implementation, x.dtype) == "triton":
             from gdn2.kernels.triton import prologue
 
             return prologue.short_conv(x, self.weight[:, 0], self.bias, window.detach(), ragged, self.activate)
@@ -78,7 +78,7 @@ class ShortConv(nn.Module):
     def step(self, x: Tensor, window: Tensor) -> Tensor:
         """One token for each of N sequences: x [N, C] to y [N, C]; `window` [N, C, W - 1] moves on in place."""
         taps = self.weight[:, 0]
-        if choose(x.device, self.implementation) == "triton":
+        if choose(x.device, self.implementation, x.dtype) == "triton":
             from gdn2.kernels.triton import prologue
 
             return prologue.conv_step(x, taps, self.bias, window, activate=self.activate)
