@@ -7,8 +7,8 @@
 `pairs_kernel`, one program a (chunk, value head): dAqk = lower dO R^T and dT = -strictly lower dZ R^T. The latter is
 the paper's -A^T dA A^T (Eq. 28), since R = A X and dA = dR X^T: neither A nor X is needed.
 
-`inputs_kernel`, or `channel.channel_inputs_kernel`, one program a (chunk, value head, tile of K): gradients of q, k, e and g from dO S^T, dZ S^T, R dS^T
-and the pairs, with the decays of the forward pass, exact on every pair.
+`inputs_kernel`, or `channel.channel_inputs_kernel`, one program a (chunk, value head, tile of K): gradients of q, k, e
+and g from dO S^T, dZ S^T, R dS^T and the pairs, with the decays of the forward pass, exact on every pair.
 
 Axes as in `forward`.
 """

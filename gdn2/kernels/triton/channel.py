@@ -110,7 +110,10 @@ def add_scores(score, xf, kn, kf, C: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def add_rest(aqk, t, q_, k_, e_, g_, table, C: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr):
+def add_rest(
+    aqk, t, q_, k_, e_, g_, table,
+    C: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Add one tile of K of the pairs of one block whose key is out of reach."""
     operand: tl.constexpr = k_.dtype
     rest = unreached(sums(table, SINCE, g_, C, PRECISION), DIRECT)

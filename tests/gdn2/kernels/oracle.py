@@ -151,7 +151,8 @@ def allowed(inputs: Inputs, exact: dict[str, Tensor], backward: bool = False) ->
     z = inputs.tensors["z"]
     assert z is not None
     same = run(inputs, "torch", backward)
-    return lambda name: FACTOR * error(same[name], exact[name]) + FLOOR[z.dtype]
+    # dg is the difference between what each pair of rows reads and what it writes, rounded apart.
+    return lambda name: FACTOR * error(same[name], exact[name]) + FLOOR[z.dtype] * (2 if name == "dg" else 1)
 
 
 def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], allowed: Callable[[str], float]) -> None:
