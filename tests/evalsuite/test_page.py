@@ -102,7 +102,7 @@ def test_every_record_is_a_row_that_names_its_cell(synthetic, whole):
     for i, place in enumerate(rows["cell"]):
         cell = made["cells"][place]
         record = records.pop((values["run"][i], made["sets"][cell["set"]]["task"], cell["length"], rows["id"][i]))
-        assert (rows["score"][i], rows["depth"][i]) == (record.score, round(record.depth, 4))
+        assert (rows["score"][i], rows["depth"][i]) == (record.score, round(record.depth, 6))
         assert (rows["target"][i], rows["output"][i]) == (record.target, record.output)
         assert (values["outcome"][i], values["error"][i]) == (record.outcome, record.error or "")
     assert not records
@@ -241,7 +241,10 @@ def test_prompts_come_back_with_the_needle_marked(asked):
 
 
 def test_the_committed_runs_still_show_their_prompts(root):
-    made = page_of(root / "results" / "zoo", count=1)
+    runs = sorted((root / "results" / "zoo").glob("runs/*/run.json"))
+    if not runs:
+        pytest.skip("needs records in results/zoo/runs")
+    made = page_of(runs[0].parent, count=1)
     assert made["prompts"]["reasons"] == []
     places = [place for place in made["samples"]["excerpt"] if place >= 0]
     assert len(places) == len({*made["samples"]["cell"]})

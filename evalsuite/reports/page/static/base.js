@@ -28,7 +28,10 @@ function el(tag, attributes = {}, ...children) {
 const whole = new Intl.NumberFormat("en");
 
 function lengthLabel(tokens) {
-  for (const [unit, size] of [["M", 1 << 20], ["K", 1 << 10]]) {
+  for (const [unit, size] of [
+    ["M", 1 << 20],
+    ["K", 1 << 10],
+  ]) {
     if (tokens >= size && (tokens * 2) % size === 0) return `${tokens / size}${unit}`;
   }
   return tokens ? String(tokens) : "";

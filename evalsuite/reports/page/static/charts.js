@@ -31,12 +31,12 @@ function onClick(chart, samples) {
 
 function withLengths() {
   const found = new Map();
-  data.cells.forEach((cell, place) => {
+  for (const cell of data.cells) {
     if (data.sets[cell.set].share && cell.length && cell.mean !== null) {
       if (!found.has(cell.set)) found.set(cell.set, []);
-      found.get(cell.set).push({ ...cell, place });
+      found.get(cell.set).push(cell);
     }
-  });
+  }
   return found;
 }
 
@@ -52,7 +52,8 @@ function curve(set, cells, width) {
     const own = shown.filter((cell) => cell.model === model);
     const { stroke, strokeDasharray } = look(model);
     const ends = { x: "length", y1: "low", y2: "high" };
-    if (own.length > 1 && data.models.length <= BANDS) marks.push(Plot.areaY(own, { ...ends, fill: stroke, fillOpacity: 0.14 }));
+    if (own.length > 1 && data.models.length <= BANDS)
+      marks.push(Plot.areaY(own, { ...ends, fill: stroke, fillOpacity: 0.14 }));
     else marks.push(Plot.ruleX(own, { ...ends, stroke, strokeOpacity: 0.5 }));
     marks.push(Plot.lineY(own, { ...at, stroke, strokeDasharray, strokeWidth: 1.8 }));
     const fill = (cell) => (cell.n < cell.asked ? "var(--surface)" : stroke);
@@ -79,7 +80,9 @@ function curve(set, cells, width) {
     marks,
   });
   onClick(chart, ({ model, length }) => ({ model, set, length }));
-  const said = shown.map((cell) => `${data.models[cell.model].name} at ${lengthLabel(cell.length)} ${percent(cell.mean)}`);
+  const said = shown.map(
+    (cell) => `${data.models[cell.model].name} at ${lengthLabel(cell.length)} ${percent(cell.mean)}`,
+  );
   return finish(chart, `${data.sets[set].label}: accuracy in percent by context length. ${said.join(", ")}`);
 }
 
@@ -96,7 +99,13 @@ function setUpLegend(redraw) {
       x: { domain: [0, 2] },
       y: { domain: [-1, 1] },
       marks: [
-        Plot.line([[0, 0], [2, 0]], { stroke, strokeDasharray, strokeWidth: 1.8 }),
+        Plot.line(
+          [
+            [0, 0],
+            [2, 0],
+          ],
+          { stroke, strokeDasharray, strokeWidth: 1.8 },
+        ),
         Plot.dot([[1, 0]], { stroke, fill: stroke, symbol: mark(place), r: 3.2 }),
       ],
     });
@@ -112,7 +121,10 @@ function setUpLegend(redraw) {
 
 function panel(title, draw) {
   const place = el("div");
-  return { figure: el("figure", {}, el("figcaption", {}, title), place), draw: () => place.replaceChildren(draw(place.clientWidth)) };
+  return {
+    figure: el("figure", {}, el("figcaption", {}, title), place),
+    draw: () => place.replaceChildren(draw(place.clientWidth)),
+  };
 }
 
 // Draws now and whenever the width of `container` changes.
@@ -144,7 +156,8 @@ function heat(bins, width) {
   const step = 100 / data.depth.bins;
   const ends = (bin) => `${bin * step} to ${(bin + 1) * step}`;
   const few = (item) => item.n < data.depth.few;
-  const title = (item) => `${lengthLabel(item.length)} tokens, depth ${ends(item.bin)} %\n${percent(item.mean)} %, ${item.n} samples`;
+  const title = (item) =>
+    `${lengthLabel(item.length)} tokens, depth ${ends(item.bin)} %\n${percent(item.mean)} %, ${item.n} samples`;
   const at = { x: "length", y: "bin" };
   const chart = Plot.plot({
     className: "chart",
@@ -155,12 +168,22 @@ function heat(bins, width) {
     marginBottom: 24,
     padding: 0.02,
     x: { domain: lengths, type: "band", tickFormat: lengthLabel, label: null, tickSize: 0 },
-    y: { domain: d3.range(data.depth.bins), type: "band", tickFormat: (bin) => String(bin * step), label: null, tickSize: 0 },
+    y: {
+      domain: d3.range(data.depth.bins),
+      type: "band",
+      tickFormat: (bin) => String(bin * step),
+      label: null,
+      tickSize: 0,
+    },
     color: { type: "linear", scheme: "cividis", domain: [0, 100] },
     marks: [
       Plot.cell(bins, { ...at, filter: (item) => !few(item), fill: "mean" }),
       Plot.cell(bins, { ...at, filter: few, fill: "mean", inset: 2.5, rx: 3 }),
-      Plot.text(bins, { ...at, text: (item) => item.mean.toFixed(0), fill: (item) => (item.mean < 50 ? "white" : "black") }),
+      Plot.text(bins, {
+        ...at,
+        text: (item) => item.mean.toFixed(0),
+        fill: (item) => (item.mean < 50 ? "white" : "black"),
+      }),
       Plot.tip(bins, Plot.pointer({ ...at, title, lineWidth: 24, maxRadius: 60 })),
     ],
   });
@@ -189,8 +212,12 @@ function setUpDepths() {
     panels = shown.map(({ set, model, bins }) => {
       const label = `${data.sets[set].label}, ${modelLabel(model)}`;
       const caption = choice.value === "" ? label : modelLabel(model);
-      const said = bins.map((item) => `${lengthLabel(item.length)} at depth ${(item.bin * 100) / data.depth.bins}: ${percent(item.mean)}`);
-      return panel(caption, (width) => finish(heat(bins, width), `${label}: accuracy in percent by length and depth. ${said.join(", ")}`));
+      const said = bins.map(
+        (item) => `${lengthLabel(item.length)} at depth ${(item.bin * 100) / data.depth.bins}: ${percent(item.mean)}`,
+      );
+      return panel(caption, (width) =>
+        finish(heat(bins, width), `${label}: accuracy in percent by length and depth. ${said.join(", ")}`),
+      );
     });
     $("depth-panels").replaceChildren(...panels.map((item) => item.figure));
     panels.forEach((item) => item.draw());

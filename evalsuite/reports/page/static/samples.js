@@ -40,10 +40,6 @@ function haystack(i) {
   return haystacks[i];
 }
 
-function bin(depth) {
-  return depth === null ? null : Math.min(Math.floor(depth * 10), 9);
-}
-
 function wanted() {
   const value = Object.fromEntries(FILTERS.map((name) => [name, $(`f-${name}`).value]));
   const needle = value.text.trim().toLowerCase();
@@ -76,7 +72,12 @@ function filter() {
 function browse({ model, set, length, depth }) {
   $("filters").reset();
   const step = 1 / data.depth.bins;
-  const shown = { model, set, length: length || "", depth: depth === undefined ? "" : `${(depth * step).toFixed(1)} ${((depth + 1) * step).toFixed(1)}` };
+  const shown = {
+    model,
+    set,
+    length: length || "",
+    depth: depth === undefined ? "" : `${(depth * step).toFixed(1)} ${((depth + 1) * step).toFixed(1)}`,
+  };
   for (const [name, value] of Object.entries(shown)) $(`f-${name}`).value = String(value);
   filter();
   $("samples").scrollIntoView();
@@ -84,15 +85,46 @@ function browse({ model, set, length, depth }) {
 }
 
 function setUpFilters() {
-  const fill = (name, entries) => $(`f-${name}`).append(el("option", { value: "" }, "any"), ...entries.map(([value, label]) => el("option", { value }, label)));
+  const fill = (name, entries) =>
+    $(`f-${name}`).append(
+      el("option", { value: "" }, "any"),
+      ...entries.map(([value, label]) => el("option", { value }, label)),
+    );
   const present = (name) => [...new Set(rows.map((row) => row.cell[name]))].sort((a, b) => a - b);
-  fill("model", present("model").map((place) => [place, modelLabel(place)]));
-  fill("set", present("set").map((place) => [place, data.sets[place].label]));
-  fill("length", present("length").filter(Boolean).map((length) => [length, lengthLabel(length)]));
+  fill(
+    "model",
+    present("model").map((place) => [place, modelLabel(place)]),
+  );
+  fill(
+    "set",
+    present("set").map((place) => [place, data.sets[place].label]),
+  );
+  fill(
+    "length",
+    present("length")
+      .filter(Boolean)
+      .map((length) => [length, lengthLabel(length)]),
+  );
   const bins = data.depth.bins || 5;
-  fill("depth", d3.range(bins).map((i) => [`${(i / bins).toFixed(1)} ${((i + 1) / bins).toFixed(1)}`, `${(100 * i) / bins} to ${(100 * (i + 1)) / bins} %`]));
-  fill("outcome", columns.outcome.values.map((value, place) => [place, value || "none"]));
-  fill("score", [["right", "right (1)"], ["part", "between"], ["wrong", "wrong (0)"], ["failed", "failed"]]);
+  fill(
+    "depth",
+    d3
+      .range(bins)
+      .map((i) => [
+        `${(i / bins).toFixed(1)} ${((i + 1) / bins).toFixed(1)}`,
+        `${(100 * i) / bins} to ${(100 * (i + 1)) / bins} %`,
+      ]),
+  );
+  fill(
+    "outcome",
+    columns.outcome.values.map((value, place) => [place, value || "none"]),
+  );
+  fill("score", [
+    ["right", "right (1)"],
+    ["part", "between"],
+    ["wrong", "wrong (0)"],
+    ["failed", "failed"],
+  ]);
   let waiting = 0;
   $("f-text").addEventListener("input", () => {
     clearTimeout(waiting);
@@ -108,26 +140,55 @@ function scoreText(score) {
 }
 
 function setUpList() {
-  list = grid("#samples-table", rows, [
-    column("Task", "task", { responsive: 1, minWidth: 96, sorter: (a, b, one, other) => one.getData().cell.set - other.getData().cell.set }),
-    number("Length", "length", { responsive: 0, minWidth: 74, widthGrow: 0.5, formatter: (cell) => text(lengthLabel(cell.getValue() ?? 0)) }),
-    number("Depth", "depth", { responsive: 3, minWidth: 68, widthGrow: 0.5, formatter: (cell) => text(cell.getValue() === null ? "" : `${(100 * cell.getValue()).toFixed(0)} %`) }),
-    column("Sample", "id", { responsive: 2, minWidth: 72, widthGrow: 0.5, sorter: "alphanum" }),
-    column("Model", "model", { responsive: 4, minWidth: 110, visible: data.models.length > 1 }),
-    number("Score", "score", { responsive: 0, minWidth: 66, widthGrow: 0.5, formatter: (cell) => text(scoreText(cell.getValue())) }),
-    column("Outcome", "outcome", { responsive: 0, minWidth: 92 }),
-    column("Output", "output", { responsive: 5, minWidth: 130, widthGrow: 2, formatter: (cell) => text(cell.getValue().slice(0, 120)) }),
-  ], {
-    index: "i",
-    height: "60vh",
-    layout: "fitColumns",
-    responsiveLayout: "hide",
-    selectableRows: 1,
-    placeholder: () => el("p", {}, "No sample fits these filters."),
-    rowFormatter: (row) => {
-      row.getElement().setAttribute("aria-selected", String(row.isSelected()));
+  list = grid(
+    "#samples-table",
+    rows,
+    [
+      column("Task", "task", {
+        responsive: 1,
+        minWidth: 96,
+        sorter: (a, b, one, other) => one.getData().cell.set - other.getData().cell.set,
+      }),
+      number("Length", "length", {
+        responsive: 0,
+        minWidth: 74,
+        widthGrow: 0.5,
+        formatter: (cell) => text(lengthLabel(cell.getValue() ?? 0)),
+      }),
+      number("Depth", "depth", {
+        responsive: 3,
+        minWidth: 68,
+        widthGrow: 0.5,
+        formatter: (cell) => text(cell.getValue() === null ? "" : `${(100 * cell.getValue()).toFixed(0)} %`),
+      }),
+      column("Sample", "id", { responsive: 2, minWidth: 72, widthGrow: 0.5, sorter: "alphanum" }),
+      column("Model", "model", { responsive: 4, minWidth: 110, visible: data.models.length > 1 }),
+      number("Score", "score", {
+        responsive: 0,
+        minWidth: 66,
+        widthGrow: 0.5,
+        formatter: (cell) => text(scoreText(cell.getValue())),
+      }),
+      column("Outcome", "outcome", { responsive: 0, minWidth: 92 }),
+      column("Output", "output", {
+        responsive: 5,
+        minWidth: 130,
+        widthGrow: 2,
+        formatter: (cell) => text(cell.getValue().slice(0, 120)),
+      }),
+    ],
+    {
+      index: "i",
+      height: "60vh",
+      layout: "fitColumns",
+      responsiveLayout: "hide",
+      selectableRows: 1,
+      placeholder: () => el("p", {}, "No sample fits these filters."),
+      rowFormatter: (row) => {
+        row.getElement().setAttribute("aria-selected", String(row.isSelected()));
+      },
     },
-  });
+  );
   list.on("rowSelected", (row) => {
     row.getElement().setAttribute("aria-selected", "true");
     showSample(row.getData().i);
@@ -170,8 +231,16 @@ function prompt(i) {
     return kind ? el("mark", { class: kind }, part) : text(part);
   });
   const others = excerpt.some(([, kind]) => kind === "distractor");
-  const legend = ["Marked: the ", el("mark", { class: "needle" }, "needle asked for"), ...(others ? [" and ", el("mark", { class: "distractor" }, "others")] : []), "."];
-  return [el("pre", {}, ...parts), ...(parts.some((part) => part.localName === "mark") ? [el("p", { class: "note" }, ...legend)] : [])];
+  const legend = [
+    "Marked: the ",
+    el("mark", { class: "needle" }, "needle asked for"),
+    ...(others ? [" and ", el("mark", { class: "distractor" }, "others")] : []),
+    ".",
+  ];
+  return [
+    el("pre", {}, ...parts),
+    ...(parts.some((part) => part.localName === "mark") ? [el("p", { class: "note" }, ...legend)] : []),
+  ];
 }
 
 function showSample(i) {
@@ -180,18 +249,32 @@ function showSample(i) {
   const set = data.sets[cell.set];
   const command = `gdn2-eval show ${quote(coded("run", i))} --sample ${quote(row.id)}`;
   const output = [el("pre", {}, row.output)];
-  if (columns.characters[i]) output.push(el("p", { class: "note" }, `Cut: the output has ${whole.format(columns.characters[i])} characters.`));
-  $("sample").replaceChildren(
-    el("div", { role: "status" },
-      el("h3", {}, `${set.label}${cell.length ? ` at ${lengthLabel(cell.length)}` : ""}, sample ${row.id}`),
-      el("p", {}, el("strong", { class: row.score === 1 ? "right" : "wrong" }, `score ${scoreText(row.score)}`), row.outcome ? `, ${row.outcome}` : ""),
+  if (columns.characters[i])
+    output.push(el("p", { class: "note" }, `Cut: the output has ${whole.format(columns.characters[i])} characters.`));
+  $("sample-head").replaceChildren(
+    el("h3", {}, `${set.label}${cell.length ? ` at ${lengthLabel(cell.length)}` : ""}, sample ${row.id}`),
+    el(
+      "p",
+      {},
+      el("strong", { class: row.score === 1 ? "right" : "wrong" }, `score ${scoreText(row.score)}`),
+      row.outcome ? `, ${row.outcome}` : "",
     ),
-    el("dl", {},
+  );
+  $("sample-body").replaceChildren(
+    el(
+      "dl",
+      {},
       ...fact("Model", modelLabel(cell.model)),
       ...fact("Metric", `${set.metric}, profile ${set.protocol}, seed ${coded("seed", i)}`),
       ...fact("Depth", row.depth === null ? "" : `${(100 * row.depth).toFixed(1)} %`),
-      ...fact("Prompt", `${whole.format(columns.prompt_tokens[i])} tokens${columns.truncated[i] ? `, ${whole.format(columns.truncated[i])} of them cut` : ""}`),
-      ...fact("Output", `${whole.format(columns.output_tokens[i])} tokens${columns.early[i] ? ", ended when the score was settled" : ""}`),
+      ...fact(
+        "Prompt",
+        `${whole.format(columns.prompt_tokens[i])} tokens${columns.truncated[i] ? `, ${whole.format(columns.truncated[i])} of them cut` : ""}`,
+      ),
+      ...fact(
+        "Output",
+        `${whole.format(columns.output_tokens[i])} tokens${columns.early[i] ? ", ended when the score was settled" : ""}`,
+      ),
       ...fact("Error", coded("error", i)),
     ),
     el("pre", { class: "command", tabindex: "0" }, command),
@@ -207,8 +290,13 @@ function showSample(i) {
 
 function setUpRule() {
   const { shown, total, cap } = data.samples;
-  const all = shown === total ? `All ${whole.format(total)} records.` : `${whole.format(shown)} of ${whole.format(total)} records: of each task, length and model the ${whole.format(cap)} whose keys come first. Keys are hashes, so this is a random choice. Tables and charts count all records.`;
-  const kept = columns.excerpts.length ? ` Prompts, cut to the needles and the question, are here for the first ${data.prompts.count} samples of each at most.` : "";
+  const all =
+    shown === total
+      ? `All ${whole.format(total)} records.`
+      : `${whole.format(shown)} of ${whole.format(total)} records: of each task, length and model the ${whole.format(cap)} whose keys come first. Keys are hashes, so this is a random choice. Tables and charts count all records.`;
+  const kept = columns.excerpts.length
+    ? ` Prompts, cut to the needles and the question, are here for the first ${data.prompts.count} samples of each at most.`
+    : "";
   $("rule").textContent = all + kept;
   $("missing").hidden = !data.prompts.reasons.length;
   $("reasons").append(...data.prompts.reasons.map((reason) => el("li", {}, reason)));
@@ -223,7 +311,6 @@ setUpList();
 setUpCurves();
 setUpDepths();
 for (const link of document.querySelectorAll("[data-needs]")) link.hidden = $(link.dataset.needs).hidden;
-$("sample").append(el("p", { class: "note" }, "Choose a sample to see what was asked and answered."));
 $("sample").addEventListener("keydown", (event) => event.key === "Escape" && holder(list).focus());
 document.addEventListener("keydown", (event) => {
   if (event.key === "/" && !/^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName)) {

@@ -53,9 +53,15 @@ function setUpRuns() {
   const failed = data.runs.reduce((sum, run) => sum + run.failed, 0);
   const partial = data.runs.filter((run) => run.asked !== null && run.answered < run.asked).length;
   const plural = (count, word) => `${whole.format(count)} ${word}${count === 1 ? "" : "s"}`;
-  const parts = [plural(data.runs.length, "run"), plural(data.models.length, "model"), plural(data.sets.length, "question set"), plural(data.samples.total, "record")];
+  const parts = [
+    plural(data.runs.length, "run"),
+    plural(data.models.length, "model"),
+    plural(data.sets.length, "question set"),
+    plural(data.samples.total, "record"),
+  ];
   const where = data.where.length ? ` Only records with ${data.where.join(" and ")}.` : "";
-  $("lede").textContent = `${parts.join(", ")}${failed ? `; ${plural(failed, "sample")} failed` : ""}${partial ? `; ${plural(partial, "run")} partial †` : ""}.${where}`;
+  $("lede").textContent =
+    `${parts.join(", ")}${failed ? `; ${plural(failed, "sample")} failed` : ""}${partial ? `; ${plural(partial, "run")} partial †` : ""}.${where}`;
   for (const warning of data.warnings) $("warnings").append(el("li", {}, warning));
   $("warnings").hidden = !data.warnings.length;
   const answered = (cell) => {
@@ -111,7 +117,14 @@ function scoreRows(share) {
     if (!rows.has(name)) {
       const model = data.models[cell.model];
       const set = data.sets[cell.set];
-      rows.set(name, { model: model.name, family: model.family, task: set.label, metric: set.metric, order: cell.set, cells: {} });
+      rows.set(name, {
+        model: model.name,
+        family: model.family,
+        task: set.label,
+        metric: set.metric,
+        order: cell.set,
+        cells: {},
+      });
     }
     const row = rows.get(name);
     row.cells[`l${cell.length}`] = cell;
@@ -131,29 +144,50 @@ function setUpEffective() {
   $("effective").hidden = !rows.length && !reason;
   $("effective-reason").textContent = reason && `Not here: ${reason}.`;
   if (!rows.length) return;
-  const named = rows.map(([model, family, task, absolute, relative], order) => ({ model, family, task, absolute, relative, order }));
+  const named = rows.map(([model, family, task, absolute, relative], order) => ({
+    model,
+    family,
+    task,
+    absolute,
+    relative,
+    order,
+  }));
   grid("#effective-table", named, [
     column("Task", "task", { sorter: (a, b, one, other) => one.getData().order - other.getData().order }),
     column("Model", "model"),
     column("Family", "family"),
-    ...[["85.6 %", "absolute"], ["85 % of own", "relative"]].map(([title, field]) =>
-      column(title, field, { sorter: (a, b) => effectiveTokens(a) - effectiveTokens(b), hozAlign: "right", headerHozAlign: "right" }),
+    ...[
+      ["85.6 %", "absolute"],
+      ["85 % of own", "relative"],
+    ].map(([title, field]) =>
+      column(title, field, {
+        sorter: (a, b) => effectiveTokens(a) - effectiveTokens(b),
+        hozAlign: "right",
+        headerHozAlign: "right",
+      }),
     ),
   ]);
 }
 
 function setUpScores() {
-  for (const [share, place] of [[true, "#scores-table"], [false, "#others-table"]]) {
+  for (const [share, place] of [
+    [true, "#scores-table"],
+    [false, "#others-table"],
+  ]) {
     const rows = scoreRows(share);
     if (!rows.length) continue;
     if (!share) $("others").hidden = false;
-    const lengths = [...new Set(data.cells.filter((cell) => data.sets[cell.set].share === share).map((cell) => cell.length))].sort((a, b) => a - b);
+    const lengths = [
+      ...new Set(data.cells.filter((cell) => data.sets[cell.set].share === share).map((cell) => cell.length)),
+    ].sort((a, b) => a - b);
     const made = grid(place, rows, [
       column("Task", "task", { sorter: (a, b, one, other) => one.getData().order - other.getData().order }),
       column("Model", "model"),
       column("Family", "family"),
       ...(share ? [] : [column("Metric", "metric")]),
-      ...lengths.map((length) => number(lengthLabel(length) || "score", `l${length}`, { formatter: scoreFormatter, cssClass: "clickable" })),
+      ...lengths.map((length) =>
+        number(lengthLabel(length) || "score", `l${length}`, { formatter: scoreFormatter, cssClass: "clickable" }),
+      ),
     ]);
     made.on("cellClick", (_, cell) => {
       const found = cell.getData().cells[cell.getField()];
