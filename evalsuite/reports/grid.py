@@ -20,6 +20,7 @@ class Figure:
     asked: int = 0
     place: int = 0  # 1 best, 2 second among those it is compared with, else 0
     mark: str = ""  # of significance, explained in the notes
+    sign: str = ""  # "≥" or "<" where the true value lies beyond what was measured
 
     @property
     def partial(self) -> bool:

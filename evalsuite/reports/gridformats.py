@@ -24,7 +24,7 @@ def _count(figure: Figure, n: int | None) -> str:
 
 
 def _value(figure: Figure, head: Head) -> str:
-    return "–" if figure.value is None else number(figure.value, head)
+    return "–" if figure.value is None else figure.sign + number(figure.value, head)
 
 
 def terminal(grid: Grid, width: int = 100) -> str:
@@ -138,7 +138,8 @@ def _markdown_cell(cell: Cell, head: Head, n: int | None) -> str:
     if not isinstance(cell, Figure):
         return escape.markdown(cell or "")
     frame = {0: "{}", 1: "**{}**", 2: "<ins>{}</ins>"}[cell.place]
-    value = frame.format(_value(cell, head)) + (MARK if cell.partial else "") + cell.mark.replace("*", r"\*")
+    marks = (MARK if cell.partial else "") + cell.mark.replace("*", r"\*")
+    value = frame.format(_value(cell, head).replace("<", "&lt;")) + marks
     between = bounds(cell, head)
     return " ".join(filter(None, [value, f"[{between}]" if between else "", _count(cell, n)]))
 
@@ -190,7 +191,8 @@ def _latex_cell(cell: Cell, head: Head) -> str:
     """The value, with the ends of its interval as superscript and subscript."""
     if not isinstance(cell, Figure):
         return escape.latex(cell or "")
-    value = "--" if cell.value is None else number(cell.value, head)
+    sign = {"≥": r"$\geq$", "<": "$<$", "": ""}[cell.sign]
+    value = "--" if cell.value is None else sign + number(cell.value, head)
     value = {0: "{}", 1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}[cell.place].format(value)
     marks = (r"\dagger" if cell.partial else "") + cell.mark.replace("*", r"\ast")
     ends = f"$_{{{number(cell.low, head)}}}^{{{number(cell.high, head)}}}$" if not math.isnan(cell.low) else ""
@@ -203,14 +205,18 @@ def to_csv(grid: Grid) -> str:
     writer = csv.writer(out, lineterminator="\n")
     columns = ([line.cells[i] for line in grid.lines] for i in range(len(grid.heads)))
     measured = [any(isinstance(c, Figure) and (c.asked or not math.isnan(c.low)) for c in column) for column in columns]
+    columns = ([line.cells[i] for line in grid.lines] for i in range(len(grid.heads)))
+    signed = [any(isinstance(c, Figure) and c.sign for c in column) for column in columns]
     names = ["section", *grid.corners, "runs"]
-    for head, whole in zip(grid.heads, measured, strict=True):
-        names += [head.key, *([f"{head.key}_{part}" for part in ("low", "high", "n", "asked")] if whole else [])]
+    for head, whole, sign in zip(grid.heads, measured, signed, strict=True):
+        parts = [*(("low", "high", "n", "asked") if whole else ()), *(("sign",) if sign else ())]
+        names += [head.key, *(f"{head.key}_{part}" for part in parts)]
     writer.writerow(map(escape.csv, names))
     for line in grid.lines:
         row: list[object] = [line.section, *line.labels, " ".join(line.runs)]
-        for cell, head, whole in zip(line.cells, grid.heads, measured, strict=True):
+        for cell, head, whole, sign in zip(line.cells, grid.heads, measured, signed, strict=True):
             row += _csv_cell(cell, head, whole)
+            row += [cell.sign if isinstance(cell, Figure) else None] * sign
         writer.writerow([escape.csv(value) if isinstance(value, str) else value for value in row])
     return out.getvalue()
 

@@ -11,7 +11,7 @@ from evalsuite.reports import cells, compare
 from evalsuite.reports.captions import described
 from evalsuite.reports.frame import Records
 from evalsuite.reports.grid import PLACED, Cell, Figure, Grid, Head, Line, Note, placed
-from evalsuite.stats import Definition, EffectiveLength, effective_length_of_average
+from evalsuite.stats import Definition, effective_length_of_average
 from gdn2.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def effective(records: Records) -> Grid:
     notes = (
         Note("Longest context with a score of 85.6 % (RULER), or of 85 % of the model's own at 1K or less (NoLiMa)."),
         Note("Tokens between measured lengths are read off a monotone curve, 95 % interval by resampling samples."),
-        Note("> or < : still met at the longest, or not at the shortest length measured."),
+        Note("≥ or <: still met at the longest, or not even at the shortest length measured."),
         Note("An average is over tasks asked at the same lengths only."),
         *described(records, entries),
     )
@@ -182,12 +182,12 @@ def _parts(curves: Mapping[str, Mapping[int, pd.DataFrame]], tasks: Sequence[str
     }
 
 
-def _effective_cell(parts: Mapping[int, list[Any]], definition: Definition) -> str:
-    return effective_label(effective_length_of_average(parts, definition)) if len(parts) > 1 else ""
-
-
-def effective_label(found: EffectiveLength) -> str:
-    """Tokens with their interval, with the sign of a censored one."""
-    sign = {"above": ">", "below": "<", "": ""}[found.censored]
-    ends = "" if found.low == found.high else f" [{found.low:.0f}–{found.high:.0f}]"
-    return f"{sign}{found.tokens:.0f}{ends}"
+def _effective_cell(parts: Mapping[int, list[Any]], definition: Definition) -> Figure | None:
+    """Tokens, with the sign of a censored length; None with fewer than two lengths."""
+    if len(parts) < 2:
+        return None
+    found = effective_length_of_average(parts, definition)
+    sign = {"above": "≥", "below": "<", "": ""}[found.censored]
+    # Where every draw ends at one end of the sweep there is no interval to show.
+    low, high = (found.low, found.high) if found.low < found.high else (float("nan"), float("nan"))
+    return Figure(found.tokens, low, high, sign=sign)

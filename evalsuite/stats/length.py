@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from evalsuite.stats.intervals import BATCH_CELLS, RESAMPLES, SEED, Floats
 
@@ -108,21 +108,26 @@ def effective_length_of_average(
 
 
 def _resampled(columns: Sequence[Sequence[Part]], seed: int) -> Floats:
-    """Averages of each column over its parts in `RESAMPLES` draws of samples, [resamples, columns]."""
-    names = np.unique(np.concatenate([np.asarray(samples).ravel() for column in columns for _, samples in column]))
-    places = [[(np.asarray(s, np.float64), np.searchsorted(names, np.asarray(ids))) for s, ids in c] for c in columns]
+    """Averages of each column over its parts in `RESAMPLES` draws of samples, [resamples, columns].
+
+    Samples with the same scores everywhere are drawn together by their count.
+    """
+    parts = [(np.asarray(scores, np.float64), np.asarray(ids)) for column in columns for scores, ids in column]
+    names = np.unique(np.concatenate([ids for _, ids in parts]))
+    places = [np.searchsorted(names, ids) for _, ids in parts]
+    size = len(names)
+    sums = [np.bincount(at, weights=scores, minlength=size) for at, (scores, _) in zip(places, parts, strict=True)]
+    sizes = [np.bincount(at, minlength=size).astype(np.float64) for at in places]
+    kinds, counts = np.unique(np.stack([*sums, *sizes], axis=1), axis=0, return_counts=True)
     rng = np.random.default_rng(seed)
-    batch = max(1, BATCH_CELLS // len(names))
+    batch = max(1, BATCH_CELLS // len(kinds))
     drawn = []
     for start in range(0, RESAMPLES, batch):
-        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=min(batch, RESAMPLES - start))
-        drawn.append(np.stack([np.mean([_mean(times, *part) for part in column], axis=0) for column in places], axis=1))
-    return np.concatenate(drawn)
-
-
-def _mean(times: NDArray[np.int64], scores: Floats, places: NDArray[np.intp]) -> Floats:
-    """Means of `scores` [n] whose samples were drawn `times` [batch, samples]; the plain one where none of them was."""
-    counts = times[:, places]
-    total = counts.sum(axis=1)
-    means: Floats = np.where(total > 0, (counts @ scores) / np.maximum(total, 1), scores.mean())
-    return means
+        times = rng.multinomial(size, counts / size, size=min(batch, RESAMPLES - start))
+        total, number = np.split(times @ kinds, 2, axis=1)
+        plain = np.asarray([scores.mean() for scores, _ in parts])
+        # The plain mean where no sample of a part was drawn.
+        drawn.append(np.where(number > 0, total / np.maximum(number, 1), plain))
+    means = np.concatenate(drawn)
+    ends = np.cumsum([len(column) for column in columns])[:-1]
+    return np.stack([part.mean(axis=1) for part in np.split(means, ends, axis=1)], axis=1)

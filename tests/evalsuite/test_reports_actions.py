@@ -1,5 +1,8 @@
 """The commands `tables` and `plot`: what they print, write and refuse."""
 
+import io
+
+import pandas as pd
 import pytest
 
 from evalsuite.reports import actions
@@ -162,6 +165,14 @@ def test_effective_lengths_are_given_in_both_definitions(tables):
     assert "85.6 %  " in text
     assert "85 % of own" in text
     assert "average of 4" in text
+    assert "≥" in text and "<1024" in text
+    csv = tables(effective=True, form="csv")
+    read = pd.read_csv(io.StringIO(csv)).set_index("model")
+    signs = read[[name for name in read if name.endswith("_sign")]].stack()
+    assert set(signs) == {"≥", "<"}
+    assert read.loc["synthetic-kda", "niah_single_2_absolute"] > 1024
+    assert r"$\geq$" in tables(effective=True, form="latex")
+    assert "&lt;" in tables(effective=True, form="markdown")
     with pytest.raises(DataError, match="at two lengths"):
         tables(effective=True, where=["length=1k"])
 

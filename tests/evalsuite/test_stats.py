@@ -286,3 +286,26 @@ def test_effective_length_of_an_average_over_tasks():
     assert found.low < found.tokens < found.high
     # A task that was not asked everywhere counts where it was, and its samples may be others.
     assert stats.effective_length_of_average({**parts, 8192: [(np.zeros(3), [7, 8, 900])]}).tokens == found.tokens
+
+
+def test_effective_length_of_many_samples_is_quick():
+    import time
+
+    rng = np.random.default_rng(67)
+    scores = {n: (rng.random(200_000) < p).astype(float) for n, p in ((1024, 0.99), (2048, 0.9), (4096, 0.7))}
+    start = time.process_time()
+    found = stats.effective_length(scores)
+    assert time.process_time() - start < 5
+    assert found.high / found.low < 1.02
+
+
+def test_resampling_whole_samples_has_the_right_spread():
+    from evalsuite.stats.length import _resampled
+
+    rng = np.random.default_rng(71)
+    ids = np.arange(400)
+    first = rng.random(400)
+    second = np.where(rng.random(400) < 0.8, first, rng.random(400))  # the same samples, mostly with the same score
+    draws = _resampled([[(first, ids)], [(second, ids)]], 1)
+    assert draws.std(axis=0) == pytest.approx([x.std() / 20 for x in (first, second)], rel=0.06)
+    assert np.corrcoef(draws.T)[0, 1] == pytest.approx(np.corrcoef(first, second)[0, 1], abs=0.05)

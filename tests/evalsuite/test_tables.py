@@ -183,6 +183,24 @@ def test_a_task_without_lengths_has_one_column(rows):
     assert "| model | family | size | score |" in text
 
 
+def test_what_is_significantly_worse_is_marked(rows):
+    """Paired tests within a family and column; another family's model is not compared."""
+    worse = [
+        dataclasses.replace(r, model="worse", checkpoint="w" * 64, run_id="w", key=r.key[::-1], score=0.0) for r in rows
+    ]
+    apart = [dataclasses.replace(r, model="apart", family="hybrid", key=f"{r.key[1:]}h", run_id="a") for r in worse]
+    records = frame.from_rows(map(dataclasses.asdict, rows + worse + apart), texts=["target"])
+    table = tables.build(records, "none")
+    marks = {row.name: [cell.mark for cell in row.cells] for row in table.rows}
+    assert marks == {"synthetic-gdn2": ["", ""], "worse": ["*", "*"], "apart": ["", ""]}
+    assert "0.0*" in formats.terminal(table)
+    assert r"0.0\*" in formats.markdown(table)
+    assert r"0.0$^{\ast}$" in formats.latex(table)
+    assert any("Holm" in note.text for note in table.notes)
+    # Without targets nobody knows that the questions were the same.
+    assert not [c for row in build(rows + worse, published="none").rows for c in row.cells if c.mark]
+
+
 def test_rows_stand_by_family_then_mixer(made):
     names = [(row.family, row.mixer) for row in tables.build(made, "all").rows]
     assert [family for family, _ in names] == ["recurrent"] * 6 + ["hybrid"] * 7
