@@ -65,12 +65,7 @@ class Shelf:
     def __init__(self, library: Library, name: str, seed: int, length: int, budget: int) -> None:
         self.library, self.name, self.seed, self.length = library, name, seed, length
         self.limit = length - budget
-        self._closings = lru_cache(maxsize=1)(self._closing)
-
-    def _closing(self, index: int) -> int:
-        return len(
-            self.library.splicer.piece(qa.closing(self.library.corpus.questions[index].query) + qa.ANSWER_PREFIX)
-        )
+        self._front = lru_cache(maxsize=2)(self._fronted)
 
     def fits(self, index: int) -> bool:
         """Whether the documents of question `index` leave room in the window."""
@@ -106,7 +101,7 @@ class Shelf:
         taken: list[int] = []
         known = {*question.needed, *near}
         number = len(question.needed) + 1
-        for document in self._all(near, known, rng):
+        for document in self._all(near, known, rng.getrandbits(32)):
             size = library.size(number, document)
             if size > room:
                 return taken, document
@@ -115,16 +110,12 @@ class Shelf:
             number += 1
         return taken, None
 
-    def _all(self, near: list[int], known: set[int], rng: random.Random) -> Iterator[int]:
+    def _all(self, near: list[int], known: set[int], seed: int) -> Iterator[int]:
         """Distractors without end: the near ones, then the others, then all of them again."""
-        yield from near
-        count = len(self.library.corpus.documents)
-        others = [i for i in range(count) if i not in known]
-        rng.shuffle(others)
-        yield from others
-        pool = near + others
-        while pool:
-            yield from pool
+        order = np.random.RandomState(seed).permutation(len(self.library.corpus.documents)).tolist()
+        while near or len(known) < len(order):
+            yield from near
+            yield from (document for document in order if document not in known)
 
     def _placed(self, question: qa.Question, others: list[int], depth: float, rng: random.Random) -> list[int]:
         needed = list(question.needed)
@@ -167,11 +158,17 @@ class Shelf:
             library.splicer.safe = bool(np.array_equal(made, encoded))
         return encoded
 
-    def _joined(self, whole: Sequence[int], words: Sequence[str], closing: str) -> Ids:
+    def _fronted(self, documents: tuple[int, ...]) -> Ids:
+        """Ids of the prompt up to the number of the document after these."""
         library = self.library
         parts: list[Ids | list[int]] = [library.start]
-        for number, document in enumerate(whole[:-1] if not words else whole, start=1):
+        for number, document in enumerate(documents, start=1):
             parts += [library.front(number, document), library.rest(document)]
+        return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
+
+    def _joined(self, whole: Sequence[int], words: Sequence[str], closing: str) -> Ids:
+        library = self.library
+        parts: list[Ids | list[int]] = [self._front(tuple(whole if words else whole[:-1]))]
         number = len(whole) + bool(words)
         text = " ".join(words) if words else library.corpus.documents[whole[-1]]
         first, space, rest = text.partition(" ")
