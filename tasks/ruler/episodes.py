@@ -41,6 +41,7 @@ TRIES = 20  # of drawing keys and values that fit a length
 
 Ids = NDArray[np.int32]
 Document = tuple[Ids, NDArray[np.float32]]
+Part = tuple[Sequence[int] | Ids, bool]  # tokens, and whether they are an answer
 
 
 class Encoder(Protocol):
@@ -150,7 +151,7 @@ class EpisodeStream:
         answers = [self._answer(values[j]) for j in asked]
         room = length - 3 - len(head) - sum(map(len, chain(needles, questions, answers)))
         hay = self._noise_hay(rng, room, needles) if lines else self._essay_hay(rng, room, needles)
-        parts = [(part, False) for part in (head, *hay)]
+        parts: list[Part] = [(head, False), *((part, False) for part in hay)]
         for question, answer in zip(questions, answers, strict=True):
             parts += [(question, False), (answer, True)]
         return self._joined(parts)
@@ -160,8 +161,7 @@ class EpisodeStream:
         task = _WORDING[kind]
         keys = self._draw(rng, task.key, n_needles)
         values = self._draw(rng, task.value, n_needles)
-        parts: list[tuple[Sequence[int] | Ids, bool]] = []
-        parts += [(self._needle(task, *pair), False) for pair in zip(keys, values, strict=True)]
+        parts: list[Part] = [(self._needle(task, *pair), False) for pair in zip(keys, values, strict=True)]
         room = length - 2 - sum(len(part) for part, _ in parts)
         while True:
             j = rng.randrange(n_needles)
@@ -172,7 +172,7 @@ class EpisodeStream:
                 return self._joined(parts)
             parts += [(again, False), (answer, True)]
 
-    def _joined(self, parts: Sequence[tuple[Sequence[int] | Ids, bool]]) -> Document:
+    def _joined(self, parts: Sequence[Part]) -> Document:
         """BOS, the parts, EOS; tokens of a part marked true weigh 1."""
         around = [self._eos]
         ids = np.concatenate([around, *(part for part, _ in parts), around]).astype(np.int32)
