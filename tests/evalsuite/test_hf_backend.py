@@ -114,6 +114,37 @@ def test_prompts_beyond_the_window_are_cut_and_counted(directory: Path) -> None:
     assert response.text == answers(directory, [Generate(prompt(ids[20:]), 4)])[0].text
 
 
+def test_likelihoods_beyond_the_window_are_cut_and_counted(directory: Path) -> None:
+    ids = [2 + i % 40 for i in range(80)]
+    cut, fits = answers(
+        directory, [LogLikelihood(prompt(ids), prompt([7, 8])), LogLikelihood(prompt(ids[17:]), prompt([7, 8]))]
+    )
+    assert (cut.truncated, fits.truncated) == (80 + 1 - 64, 0)
+    assert cut.logprob == fits.logprob and cut.error is None
+
+
+def test_what_no_window_holds_is_an_error_of_that_request(directory: Path) -> None:
+    ids = [2 + i % 40 for i in range(80)]
+    long, rolling, good = answers(
+        directory, [LogLikelihood(prompt([0]), prompt(ids)), Rolling(prompt(ids), 65), Rolling(prompt(ids), 64)]
+    )
+    assert long.error == "a continuation of 80 tokens does not fit the window of 64"
+    assert rolling.error.startswith("windows of 65 tokens are more than the 64 that")
+    assert (good.error, good.tokens) == (None, 80)
+
+
+def test_long_sequences_get_logits_only_where_they_are_scored(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evalsuite.backends import hf
+
+    asked: list[Request] = [LogLikelihood(prompt([0, *range(2, 40)]), prompt([7, 8, 9]))]
+    (whole,) = answers(directory, asked)
+    monkeypatch.setattr(hf, "ALL_LOGITS", 8)
+    (part,) = answers(directory, asked)
+    assert part.logprob == pytest.approx(whole.logprob, abs=1e-5) and part.greedy == whole.greedy
+
+
 def test_state_space_models_decode_with_their_own_cache(shared: Path, tmp_path: Path) -> None:
     """The golden Mamba-2: its cached tokens, which its README records next to those of whole-sequence runs."""
     source = shared / "golden" / "checkpoints" / "tf_mamba2_tied_bias"
