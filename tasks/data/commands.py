@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tasks
 from gdn2.errors import DataError, UserError
+from tasks import suitefile
 from tasks.data import hub, shelf
 from tasks.data.formats import read_copy
 from tasks.data.spec import Dataset
@@ -97,12 +98,14 @@ def _of(task: str) -> tuple[Dataset, ...]:
 
 
 def _wanted(text: str) -> tuple[list[Dataset], list[str]]:
-    """Data sets and extras behind names of suites, tasks, data sets and extras, each once."""
+    """Data sets and extras behind names of suites, suite files, tasks, data sets and extras, each once."""
     datasets: dict[str, Dataset] = {}
     extras: dict[str, None] = {}
     every, suites = known(), tasks.suites()
     for name in (part.strip() for part in text.split(",")):
         members = suites.get(name, (name,) if name in tasks.names() else ())
+        if name.endswith(suitefile.SUFFIX):
+            members = tuple(dict.fromkeys(task.name for task in tasks.resolve(name)))
         datasets |= {d.name: d for member in members for d in _of(member)}
         for family in dict.fromkeys(tasks.get(member).suite for member in members):
             extras |= dict.fromkeys(EXTRAS.get(family, ()))

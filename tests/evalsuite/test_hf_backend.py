@@ -56,6 +56,20 @@ def peer(directory: Path) -> torch.nn.Module:
     return transformers.LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
+def test_ranks_are_those_of_the_model_s_own_logits(directory: Path) -> None:
+    context, rest = [0, 5, 9, 13], [7, 2, 30]
+    plain, ranked = answers(
+        directory, [LogLikelihood(prompt(context), prompt(rest), ranked) for ranked in (False, True)]
+    )
+    with torch.inference_mode():
+        logits = peer(directory)(torch.tensor([context + rest])).logits[0]
+    ranks = [
+        1 + int((logits[len(context) - 1 + i] > logits[len(context) - 1 + i, t]).sum()) for i, t in enumerate(rest)
+    ]
+    assert plain.rank is None and ranked.rank == max(ranks)
+    assert (plain.logprob, plain.greedy) == (ranked.logprob, ranked.greedy)
+
+
 def test_likelihoods_are_the_models_own(directory: Path) -> None:
     context, rest = [0, 5, 9, 13], [7, 2, 30]
     first, empty = answers(

@@ -338,3 +338,18 @@ def test_a_run_from_files(
     assert cli.main(["run", "--model", "no-such-model", "--tasks", "recall"]) == 3
     said = capsys.readouterr().err
     assert "data fetch based_drop" in said and "data import based_drop FILE" in said
+
+
+def test_a_suite_file_s_data_are_fetched_by_its_name(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[[tasks]]\ntask = "drop"\n[[tasks]]\ntask = "qa_1"\n')
+    brought: list[str] = []
+    monkeypatch.setattr(commands, "_bring", lambda dataset, home: brought.append(dataset.name))
+    monkeypatch.setattr(commands, "_bring_extra", lambda name, home: brought.append(name))
+    commands.fetch(str(file), home, None, lambda text: None)
+    assert brought == ["based_drop", "squad_v2", "essays", "punkt"]
+    file.write_text('[[tasks]]\ntask = "dorp"\n')
+    with pytest.raises(UserError, match="line 2"):
+        commands.fetch(str(file), home, None, lambda text: None)
