@@ -131,6 +131,15 @@ def bounds(figure: Figure, head: Head) -> str:
     return f"{number(figure.low, head)}{joint}{number(figure.high, head)}"
 
 
+def text(cell: Cell, head: Head) -> str:
+    """A cell on one line, without its samples and marks."""
+    if not isinstance(cell, Figure):
+        return cell or ""
+    between = bounds(cell, head)
+    value = "–" if cell.value is None else cell.sign + number(cell.value, head)
+    return f"{value} [{between}]" if between else value
+
+
 def counts(grid: Grid) -> list[int | None]:
     """Samples behind the complete measured figures of each column: 0 where there are none, None where they differ."""
     found: list[int | None] = []

@@ -219,14 +219,26 @@ def test_what_was_retrieved_sums_to_everything(made, tmp_path):
         retrieved.plot(dataclasses.replace(made, frame=made.frame.assign(outcome="")), [tmp_path / "c.svg"])
 
 
-def test_training_curves_are_those_of_the_log(root, tmp_path):
-    log = training.read(root / "gdn2" / "zoo" / "gdn2-tiny" / "training.jsonl")
-    assert (log.name, log.loss[0]) == ("gdn2-tiny", (0.817665, pytest.approx(2.188045)))
-    assert log.answers[-1][1] > 90
-    assert log.held_out["noise-1-1024, exact (%)"][0] == (pytest.approx(14.710514), 93.75)
-    assert "text-1024, loss" in log.held_out
+LOG = """{"kind": "train", "step": 50, "tokens": 800000, "loss": 2.5, "answer_tokens": 0.25}
+{"kind": "held-out", "name": "essay-4", "step": 50, "loss": 1.5, "exact": 0.125}
+{"kind": "held-out", "name": "text", "step": 50, "loss": 3.0, "exact": null}
+{"kind": "train", "step": 100, "tokens": 1600000, "loss": 1.25, "answer_tokens": null}
+{"kind": "train", "step": 150, "tok"""
+
+
+def test_training_curves_are_those_of_the_log(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "log.jsonl").write_text(LOG)
+    log = training.read(tmp_path / "mine" / "log.jsonl")
+    assert (log.name, log.loss, log.answers) == ("mine", [(0.8, 2.5), (1.6, 1.25)], [(0.8, 25.0)])
+    assert log.held_out == {"essay-4, exact (%)": [(0.8, 12.5)], "text, loss": [(0.8, 3.0)]}
     training.plot([log, dataclasses.replace(log, name="other")], [tmp_path / "a.svg"])
-    assert {"training loss", "gdn2-tiny", "other", "million tokens"} <= set(texts(tmp_path / "a.svg"))
+    assert {"training loss", "mine", "other", "million tokens", "text, loss"} <= set(texts(tmp_path / "a.svg"))
+
+
+def test_the_shipped_logs_can_be_drawn(root):
+    logs = sorted((root / "gdn2" / "zoo").glob("*/training.jsonl"))
+    assert logs and all(training.read(log).loss for log in logs)
 
 
 @pytest.mark.parametrize("content", ["", "{\n", '{"kind": "train"}\n', "[]\n", '{"kind": "train", "tokens": 1'])

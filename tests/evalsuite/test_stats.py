@@ -153,6 +153,10 @@ def test_holm_against_a_worked_example():
 def test_holm_and_mcnemar_agree_with_statsmodels():
     multitest = pytest.importorskip("statsmodels.stats.multitest")
     contingency = pytest.importorskip("statsmodels.stats.contingency_tables")
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    for successes, n in ((0, 7), (3, 7), (465, 500), (500, 500)):
+        theirs = proportion.proportion_confint(successes, n, method="wilson")
+        assert stats.wilson(successes, n) == pytest.approx(theirs, abs=1e-12)
     p = np.random.default_rng(2).random(20) ** 3
     assert stats.holm(list(p)) == pytest.approx(list(multitest.multipletests(p, method="holm")[1]))
     a = np.array([1] * 12 + [0] * 5 + [1] * 3)

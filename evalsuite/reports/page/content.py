@@ -28,6 +28,7 @@ from evalsuite.reports.cells import (
     task_label,
 )
 from evalsuite.reports.frame import Records
+from evalsuite.reports.grid import text
 from gdn2.errors import DataError, UserError
 
 KEYS = [*CELL, "run"]
@@ -100,8 +101,9 @@ class Cells:
             return {"rows": [], "reason": ""}
         except UserError as error:
             return {"rows": [], "reason": str(error)}
+        heads = grid.heads
         rows = [
-            (line.labels[0], line.section, grid.heads[group[0]].group, *(line.cells[i] for i in group))
+            (line.labels[0], line.section, heads[group[0]].group, *(text(line.cells[i], heads[i]) for i in group))
             for group in grid.groups()
             for line in grid.lines
             if any(line.cells[i] for i in group)

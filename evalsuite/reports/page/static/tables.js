@@ -133,10 +133,10 @@ function scoreRows(share) {
   return [...rows.values()];
 }
 
-// ">4096", "3800 [3500–4096]", "<1024" by their tokens, a censored one beyond them; nothing comes first.
+// "≥4096", "3800 [3500–4096]", "<1024" by their tokens, a censored one beyond them; nothing comes first.
 function effectiveTokens(value) {
-  const found = /^([<>]?)(\d+)/.exec(value);
-  return found ? Number(found[2]) + { "<": -0.5, "": 0, ">": 0.5 }[found[1]] : -1;
+  const found = /^([<≥]?)(\d+)/.exec(value);
+  return found ? Number(found[2]) + { "<": -0.5, "": 0, "≥": 0.5 }[found[1]] : -1;
 }
 
 function setUpEffective() {
