@@ -1,6 +1,8 @@
 """The one module that reads the process environment."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -24,6 +26,21 @@ def data_dir() -> Path:
 def use_data(directory: Path) -> None:
     """Take benchmark files from `directory`, in this process and those it starts."""
     os.environ["GDN2_DATA"] = str(directory)
+
+
+@contextmanager
+def using_data(directory: str | None) -> Iterator[None]:
+    """Take benchmark files from `directory` for a while; None changes nothing."""
+    before = os.environ.get("GDN2_DATA")
+    if directory:
+        use_data(Path(directory))
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("GDN2_DATA", None)
+        else:
+            os.environ["GDN2_DATA"] = before
 
 
 def launched() -> tuple[int, int]:

@@ -21,6 +21,7 @@ from evalsuite.reports import frame, pivot, tables
 from evalsuite.reports.page import build, content, prompts, samples, template
 from evalsuite.schema import from_line, to_line
 from evalsuite.types import Generate, LogLikelihood, Prompt, Sample
+from gdn2 import env
 from gdn2.errors import DataError
 
 
@@ -29,6 +30,13 @@ def edited(run, change):
     file = run / "records.jsonl"
     records = [from_line(line) for line in file.read_text("ascii").splitlines()]
     file.write_text("".join(to_line(change(i, record)) for i, record in enumerate(records)), "ascii")
+
+
+def retold(run, change):
+    """Rewrite what a run's file says, through `change(content)`."""
+    content = json.loads((run / "run.json").read_text())
+    change(content)
+    (run / "run.json").write_text(json.dumps(content))
 
 
 def page_of(*paths, count=0, where=()):
@@ -64,6 +72,17 @@ def asked(tmp_path_factory):
 def whole(synthetic):
     """The page of the made-up runs, to be read only."""
     return page_of(synthetic.HOME)
+
+
+@pytest.fixture
+def copy(asked, tmp_path):
+    """The directory of a copy of that run, to be edited."""
+    (run,) = frame.expand(asked)
+    path = tmp_path / "runs" / run.name
+    path.mkdir(parents=True)
+    for file in ("records.jsonl", "run.json"):
+        (path / file).write_bytes((run / file).read_bytes())
+    return path
 
 
 def test_the_numbers_are_those_of_the_tables(synthetic, whole):
@@ -265,39 +284,42 @@ def test_the_cut_says_how_much_is_left_out(asked):
     assert at == len(whole)
 
 
-def test_a_prompt_that_is_not_the_one_that_was_asked_is_not_shown(asked, tmp_path):
-    (run,) = frame.expand(asked)
-    copy = tmp_path / "runs" / run.name
-    copy.mkdir(parents=True)
-    for file in ("records.jsonl", "run.json"):
-        (copy / file).write_bytes((run / file).read_bytes())
+def test_a_prompt_that_is_not_the_one_that_was_asked_is_not_shown(copy):
     edited(copy, lambda i, r: replace(r, key="0" * 32) if (r.task, r.sample_id) == ("niah_multivalue", "1") else r)
-    made = page_of(tmp_path, count=3)
+    made = page_of(copy, count=3)
     assert [("niah_multivalue" in text, "changed since" in text) for text in made["prompts"]["reasons"]] == [
         (True, True)
     ]
     assert sum(place >= 0 for place in made["samples"]["excerpt"]) == 3 + 1
-    content = json.loads((copy / "run.json").read_text())
-    content["model"]["tokenizer"] = "0" * 64
-    (copy / "run.json").write_text(json.dumps(content))
-    made = page_of(tmp_path, count=3)
+    retold(copy, lambda said: said["model"].update(tokenizer="0" * 64))
+    made = page_of(copy, count=3)
     assert "is not the one of the run" in made["prompts"]["reasons"][0] and not made["samples"]["excerpts"]
 
 
 @pytest.mark.parametrize("junk", [None, [], "x", 7, {"details": 3}, {"code": 1, "packages": []}])
-def test_a_run_file_of_another_program_costs_what_it_should_have_said(asked, tmp_path, junk):
-    (run,) = frame.expand(asked)
-    copy = tmp_path / "runs" / run.name
-    copy.mkdir(parents=True)
-    (copy / "records.jsonl").write_bytes((run / "records.jsonl").read_bytes())
-    content = json.loads((run / "run.json").read_text())
-    content["model"] |= {"details": junk}
-    content["identity"] |= {"compute": junk, "options": junk, "seed": junk}
-    content["invocations"][-1] |= {"provenance": junk, "passed": junk}
-    (copy / "run.json").write_text(json.dumps(content))
-    made = page_of(tmp_path, count=1)
+def test_a_run_file_of_another_program_costs_what_it_should_have_said(copy, junk):
+    def change(said):
+        said["model"] |= {"details": junk}
+        said["identity"] |= {"compute": junk, "options": junk, "seed": junk}
+        said["invocations"][-1] |= {"provenance": junk, "passed": junk}
+
+    retold(copy, change)
+    made = page_of(copy, count=1)
     assert len(made["prompts"]["reasons"]) == 1 and made["samples"]["shown"] == 6 and made["trained"] == []
     assert made["runs"][0]["torch"] == "" and template.render(made)
+
+
+def test_prompts_are_made_from_the_data_that_the_run_took(copy, monkeypatch):
+    monkeypatch.setenv("GDN2_DATA", "elsewhere")
+    retold(copy, lambda said: said["invocations"][-1]["passed"].update(data="there"))
+    seen = []
+
+    def find(name):
+        seen.append(env.get("GDN2_DATA"))
+        return cli.find_tasks(name)
+
+    made = build.page(build.Wanted([copy], prompts=1), find, Silent())
+    assert seen == ["there"] * 2 and env.get("GDN2_DATA") == "elsewhere" and len(made["samples"]["excerpts"]) == 2
 
 
 def test_prompts_stop_where_making_them_would_take_long(asked, monkeypatch):
@@ -347,11 +369,13 @@ def evil(made_up, payloads):
         )  # fmt: skip
 
     edited(made_up / "runs" / "synthetic-kda", change)
-    content = json.loads((made_up / "runs" / "synthetic-kda" / "run.json").read_text())
-    content["status"] = payloads[0]
-    content["invocations"][0]["provenance"]["packages"]["torch"] = payloads[1]
-    content["invocations"][0]["resolved"] = []
-    (made_up / "runs" / "synthetic-kda" / "run.json").write_text(json.dumps(content))
+
+    def retell(said):
+        said["status"] = payloads[0]
+        said["invocations"][0]["provenance"]["packages"]["torch"] = payloads[1]
+        said["invocations"][0]["resolved"] = []
+
+    retold(made_up / "runs" / "synthetic-kda", retell)
     return made_up
 
 

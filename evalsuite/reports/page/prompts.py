@@ -18,6 +18,7 @@ from evalsuite.plan import Cell, key_base
 from evalsuite.progress import Progress
 from evalsuite.reports import frame
 from evalsuite.types import LogLikelihood, ModelInfo, Sample, Setting, Task
+from gdn2 import env
 from gdn2.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -73,9 +74,10 @@ def excerpts(
             reasons[f"{item.run.name}: {model}"] = None
             continue
         try:
-            for key, sample in model.samples(item, resolve):
-                found[key] = cut(sample)
-                progress.advance(item.length, failed=False)
+            with env.using_data(model.data):
+                for key, sample in model.samples(item, resolve):
+                    found[key] = cut(sample)
+                    progress.advance(item.length, failed=False)
         except UserError as error:
             reasons[f"{item.run.name}, {item.task}: {error}"] = None
     progress.close()
@@ -108,6 +110,7 @@ class _Model:
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{run / runfile.NAME} does not say what the model was ({error!r:.60})") from None
         self.options = task_options(passed)
+        self.data = str(passed["data"]) if passed.get("data") else None
         tokenizer = backends.tokenizer_of(name, passed)
         if tokenizer is None or tokenizer.digest != self.info.tokenizer:
             raise DataError(f"the tokenizer of {name} is not the one of the run")
