@@ -70,7 +70,7 @@ def test_what_is_missing_names_the_commands(home: Path, monkeypatch: pytest.Monk
     with pytest.raises(DataError) as caught:
         data.locate(TOY)
     assert str(caught.value) == (
-        f"the data of toy are not in {home}: `gdn2-eval data fetch toy --to {home}` brings it, "
+        f"the data of toy are not in {home}: `gdn2-eval data fetch toy --to {home}` brings them, "
         f"`gdn2-eval data import toy FILE --to {home}` takes your own copy"
     )
     assert caught.value.exit_code == 3 and not home.exists()
