@@ -123,6 +123,13 @@ def data_from(source: Source) -> Iterator[None]:
         datasets.load_dataset = original
 
 
+@lru_cache(maxsize=4096)
+def _template(text: str) -> Any:
+    from lm_eval import utils
+
+    return type(utils.env).from_string(utils.env, text)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """While it lasts, lm-eval's templates are compiled once each, and neither it nor `datasets` chats."""
@@ -133,7 +140,7 @@ def quiet() -> Iterator[None]:
     level, bars = logger.level, datasets.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    utils.env.from_string = lru_cache(maxsize=None)(utils.env.from_string)
+    utils.env.from_string = _template
     try:
         yield
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -18,11 +17,8 @@ MAX_TOKENS = 256  # lm-eval's own, where a task does not say
 FEWSHOT_SEED = 1234  # lm-eval's own
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """How one document's value of a metric becomes a score whose weighted mean lm-eval's aggregate is made from."""
-
-    score: Callable[[Any], tuple[float, float]]  # value to score and weight
+# One document's value of a metric to a score and its weight; lm-eval's aggregate follows from their weighted mean.
+Measure = Callable[[Any], tuple[float, float]]
 
 
 class LmEvalTask:
@@ -44,6 +40,8 @@ class LmEvalTask:
         self.name = PREFIX + name
         self._plain, self._source, self._digest = name, source, digest
         self._loaded: Any = None
+        self._measures: dict[str, Measure | None] = {}
+        self._ensembles: list[Any] = []
 
     def expand(self, profile: str) -> tuple[str, ...]:
         """Protocols with their fields; see `evalsuite.types.Adjustable`."""
@@ -53,14 +51,16 @@ class LmEvalTask:
     def task(self) -> Any:
         """lm-eval's object, made when first asked for. Raises as `loading.load` does."""
         if self._loaded is None:
-            self._loaded = loading.load(self._plain, self._source)
-            _measures(self._loaded, self.name)
+            loaded = loading.load(self._plain, self._source)
+            self._measures, self._ensembles = _measures(loaded, self.name), _filters(loaded)
+            self._loaded = loaded
         return self._loaded
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """What a user should know before a run."""
-        left = [metric for metric, measure in _measures(self.task, self.name).items() if measure is None]
+        _ = self.task
+        left = [metric for metric, measure in self._measures.items() if measure is None]
         if not left:
             return ()
         return (f"{self.name}: {', '.join(left)} is made from all samples together and is left out",)
@@ -111,17 +111,16 @@ class LmEvalTask:
             instance.resps = [_result(instance.request_type, response)] * (instance.repeats or 1)
             instance.filtered_resps = {}
         output = "\n".join(r.text for r in responses if r.text) or str([r.logprob for r in responses])
-        measures = _measures(task, self.name)
         out = []
         with loading.quiet():
             target = task.doc_to_target(doc)
-            for ensemble in _filters(task):
+            for ensemble in self._ensembles:
                 ensemble.apply(list(instances))
                 found = task.process_results(doc, [i.filtered_resps[ensemble.name] for i in instances])
                 for metric, value in found.items():
-                    measure = measures.get(metric, _MEAN)
+                    measure = self._measures.get(metric, _mean)
                     if measure is not None:
-                        score, weight = measure.score(value)
+                        score, weight = measure(value)
                         name = metric if ensemble.name == "none" else f"{metric},{ensemble.name}"
                         out.append(Score(name, score, str(target), output, "scored", weight))
         return out
@@ -178,10 +177,22 @@ def generation(name: str, before: Prompt, settings: Mapping[str, Any]) -> Genera
     return Generate(before, int(size), tuple(stop for stop in stops if stop))
 
 
-_MEAN = Measure(lambda value: (float(value), 1.0))
-_NATS = Measure(lambda value: (-float(value), 1.0))
-_NATS_A_UNIT = Measure(lambda value: (-float(value[0]) / max(value[1], 1), float(value[1])))
-_BITS_A_UNIT = Measure(lambda value: (-float(value[0]) / max(value[1], 1) / math.log(2), float(value[1])))
+def _mean(value: Any) -> tuple[float, float]:
+    return float(value), 1.0
+
+
+def _nats(value: Any) -> tuple[float, float]:
+    return -float(value), 1.0
+
+
+def _nats_a_unit(value: Any) -> tuple[float, float]:
+    total, units = value
+    return -float(total) / max(units, 1), float(units)
+
+
+def _bits_a_unit(value: Any) -> tuple[float, float]:
+    nats, units = _nats_a_unit(value)
+    return nats / math.log(2), units
 
 
 def _measures(task: Any, name: str) -> dict[str, Measure | None]:
@@ -189,9 +200,9 @@ def _measures(task: Any, name: str) -> dict[str, Measure | None]:
     import numpy
     from lm_eval.api.registry import get_aggregation
 
-    kinds: dict[Any, Measure] = {numpy.mean: _MEAN, get_aggregation("mean"): _MEAN}
-    kinds |= {get_aggregation("perplexity"): _NATS, get_aggregation("weighted_perplexity"): _NATS_A_UNIT}
-    kinds |= {get_aggregation("bits_per_byte"): _BITS_A_UNIT}
+    kinds: dict[Any, Measure] = {numpy.mean: _mean, get_aggregation("mean"): _mean}
+    kinds |= {get_aggregation("perplexity"): _nats, get_aggregation("weighted_perplexity"): _nats_a_unit}
+    kinds |= {get_aggregation("bits_per_byte"): _bits_a_unit}
     found = {metric: kinds.get(aggregate) for metric, aggregate in task.aggregation().items()}
     if found and not any(found.values()):
         raise UserError(f"{name} has no metric that is a mean over samples, only {', '.join(found)}")
