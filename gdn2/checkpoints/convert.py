@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from safetensors.torch import save_file
 
-from gdn2.checkpoints import fla, native, nvlabs
+from gdn2.checkpoints import backbone, fla, native, nvlabs
 from gdn2.checkpoints.loading import Options, find, open_model
 from gdn2.errors import StorageError, UserError
 
@@ -50,8 +50,9 @@ def convert(source: str, target: Path, to: Target, options: Options | None = Non
         native.save(target, loaded.model, _tokenizer_json(source, beside, options), {"converted_from": loaded.format})
         return ()
     if to == "fla":
-        config = fla.describe(loaded.config)
-        tensors = fla.table(loaded.model).save(loaded.model)
+        names = fla if backbone.kind_of(loaded.config) is None else backbone
+        config = names.describe(loaded.config)
+        tensors = names.table(loaded.model).save(loaded.model)
         with _Written(target, directory=True) as temporary:
             save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
             (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -181,13 +181,14 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     if main[0] != "attention":
         out |= _describe_mixer(main[0], kinds[main[0]], config)
     if "attention" in kinds:
-        softmax = _describe_attention(mixer_config(config, kinds["attention"]), config.d_model)
+        softmax = describe_attention(mixer_config(config, kinds["attention"]), config.d_model)
         layers = [i for i, name in enumerate(config.pattern) if name == kinds["attention"]]
         out |= softmax if main[0] == "attention" else {"attn": {"layers": layers, **softmax}}
     return out
 
 
-def _describe_attention(o: AttentionConfig, d_model: int) -> dict[str, Any]:
+def describe_attention(o: AttentionConfig, d_model: int) -> dict[str, Any]:
+    """The `attn` object of a hybrid, or what a transformer's configuration has of it. Raises CheckpointError."""
     plain = (o.rotated == o.d_head, not o.rotary_bf16, not o.out_bias, not o.conv_taps, not o.gate)
     normed = o.qk_norm == "none" or (o.qk_norm == "head" and o.norm_eps == QK_NORM_EPS)
     if o.n_heads * o.d_head != d_model or not all(plain) or not normed:

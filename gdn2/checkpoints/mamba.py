@@ -51,7 +51,7 @@ def mamba2(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) -> Re
         "dt_limit": time_step_limit(raw, limit), "norm_before_gate": raw.flag("norm_before_gate", False),
         "norm_eps": eps,
     }  # fmt: skip
-    return _backbone(raw, "mamba2", options, eps), _hf_table
+    return _backbone(raw, "mamba2", options, eps), hf_table
 
 
 def mamba3(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) -> Read:
@@ -73,7 +73,7 @@ def mamba3(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) -> Re
     config = _backbone(raw, "mamba3", options, eps)
 
     def table(model: Decoder) -> Table:
-        plain = _hf_table(model)
+        plain = hf_table(model)
         return plain if said else replace(plain, audit=lambda source: refuse_constant_a(source, model))
 
     return config, table
@@ -87,7 +87,8 @@ def _backbone(raw: Fields, mixer: str, options: Mapping[str, Any], eps: float) -
     )  # fmt: skip
 
 
-def _hf_table(model: Decoder) -> Table:
+def hf_table(model: Decoder) -> Table:
+    """The names that transformers and fla share."""
     layers = [LayerNames(f"backbone.layers.{i}.", LAYER) for i in range(model.config.n_layers)]
     return build_table(model, HF_TOP, layers, "lm_head.weight")
 

@@ -19,7 +19,7 @@ SAMBA = {**fla.LAYER, "mixer_norm.weight": "mixer_norm.weight", "mixer.*": "mixe
 def mamba(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) -> Read:
     """`model_type: mamba` of transformers and of fla."""
     raw.only(hidden_act=SILU)
-    return _model(raw, "layer_norm_epsilon" if raw.has("layer_norm_epsilon") else "norm_eps", None), _table
+    return _model(raw, "layer_norm_epsilon" if raw.has("layer_norm_epsilon") else "norm_eps", None), table
 
 
 def samba(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) -> Read:
@@ -28,7 +28,7 @@ def samba(raw: Fields, tensors: Mapping[str, TensorInfo], values: Values) -> Rea
     width = tensors.get("backbone.layers.0.mlp.gate_proj.weight")
     if width is None or len(width.shape) != 2:
         raise CheckpointError(f"{raw.where}: the weights lack the matrix backbone.layers.0.mlp.gate_proj.weight")
-    return _model(raw, "norm_eps", width.shape[0]), _table
+    return _model(raw, "norm_eps", width.shape[0]), table
 
 
 def _model(raw: Fields, eps: str, d_ff: int | None) -> ModelConfig:
@@ -54,7 +54,8 @@ def _model(raw: Fields, eps: str, d_ff: int | None) -> ModelConfig:
     )  # fmt: skip
 
 
-def _table(model: Decoder) -> Table:
+def table(model: Decoder) -> Table:
+    """The names of a model with an MLP, Samba, or without one."""
     names = LAYER if model.config.d_ff is None else SAMBA
     layers = [LayerNames(f"backbone.layers.{i}.", names) for i in range(model.config.n_layers)]
     return build_table(model, HF_TOP, layers, "lm_head.weight")

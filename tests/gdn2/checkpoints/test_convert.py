@@ -91,6 +91,57 @@ def test_fla_to_fla_is_the_same_file(tmp_path: Path, name: str) -> None:
     assert open_model(str(tmp_path / "b")).config == open_model(str(source)).config
 
 
+MAMBA = {
+    "mamba": {"mixer": "mamba1", "d_state": 8, "dt_rank": 3, "proj_bias": True},
+    "samba": {"mixer": "mamba1", "d_state": 8},
+    "mamba2": {"mixer": "mamba2", "n_heads": 4, "d_head": 16, "d_state": 8, "n_groups": 2, "dt_limit": (0.1, 0.5)},
+    "mamba3": {"mixer": "mamba3", "n_heads": 4, "d_head": 16, "d_state": 8, "rank": 2, "out_norm": True},
+}
+
+
+@pytest.mark.parametrize("kind", MAMBA)
+def test_mamba_goes_to_fla_and_back(tmp_path: Path, tokenizer: Path, kind: str) -> None:
+    mixers = {"ssm": MAMBA[kind], "window": WINDOW}
+    pattern, d_ff = (("ssm", "window"), 256) if kind == "samba" else (("ssm", "ssm"), None)
+    config = replace(CONFIG, mixers=mixers, pattern=pattern, d_ff=d_ff, tied=True, residual_fp32=True)
+    model = Decoder(config)
+    model.reset_parameters(seed=2)
+    native.save(tmp_path / "a", model, tokenizer)
+    convert(str(tmp_path / "a"), tmp_path / "b", "fla")
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["model_type"] == kind
+    again = open_model(str(tmp_path / "b"))
+    assert same_model(again.model, model) and again.config.residual_fp32 and again.config.tied
+    assert torch.equal(golden.prefill(again.model, IDS)[0], golden.prefill(model.eval(), IDS)[0])
+
+
+def test_a_samba_whose_mlp_fla_cannot_state_is_refused(tmp_path: Path, tokenizer: Path) -> None:
+    model = Decoder(replace(CONFIG, mixers={"ssm": MAMBA["samba"]}, pattern=("ssm",)))
+    model.reset_parameters(seed=2)
+    native.save(tmp_path / "a", model, tokenizer)
+    with pytest.raises(CheckpointError, match="no MLP 48 wide: widths are multiples of 256"):
+        convert(str(tmp_path / "a"), tmp_path / "b", "fla")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({**MAMBA["mamba3"], "a_activation": "heavy_tail"}, "computes A by softplus and this model by heavy_tail"),
+        ({**MAMBA["mamba3"], "pairing": "neighbours"}, "one pairing of channels"),
+        ({**MAMBA["mamba2"], "norm": False}, "normalises its output"),
+        ({**MAMBA["mamba2"], "d_head": 12}, "a multiple of the model's width 32 wide, not 48"),
+    ],
+)
+def test_mamba_that_fla_would_compute_differently_is_refused(
+    tmp_path: Path, tokenizer: Path, options: dict[str, object], message: str
+) -> None:
+    model = Decoder(replace(CONFIG, mixers={"ssm": options}, pattern=("ssm",), d_ff=None))
+    model.reset_parameters(seed=2)
+    native.save(tmp_path / "a", model, tokenizer)
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        convert(str(tmp_path / "a"), tmp_path / "b", "fla")
+    assert not (tmp_path / "b").exists()
+
+
 @pytest.mark.parametrize("name", ["fla_gated_deltanet_gva", "fla_kda_gva"])
 def test_golden_fla_to_native_and_back(shared: Path, tmp_path: Path, tokenizer: Path, name: str) -> None:
     source = shared / "golden" / "checkpoints" / name
