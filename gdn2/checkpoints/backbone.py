@@ -42,12 +42,14 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     out: dict[str, Any] = {
         "model_type": kind, "architectures": [ARCHITECTURES[kind]], "hidden_size": config.d_model,
         "vocab_size": config.vocab_size, "num_hidden_layers": config.n_layers, "norm_eps": config.norm_eps,
-        "hidden_act": "silu", "tie_word_embeddings": config.tied, "residual_in_fp32": config.residual_fp32,
+        "hidden_act": "swish" if kind == "samba" else "silu", "tie_word_embeddings": config.tied,
+        "residual_in_fp32": config.residual_fp32,
         "dtype": "float32", "expand": inner // config.d_model, "state_size": o.d_state,
     }  # fmt: skip
     if kind not in ("mamba", "samba"):
         return out | (_mamba2(o, config) if kind == "mamba2" else _mamba3(o, config))
-    out |= {"conv_kernel": o.conv_taps, "use_conv_bias": True, "use_bias": o.proj_bias, "time_step_rank": o.rank}
+    out |= {"conv_kernel": o.conv_taps, "use_conv_bias": True, "use_bias": o.proj_bias}
+    out["time_step_rank" if kind == "samba" else "dt_rank"] = o.rank
     if kind == "samba":
         out["hidden_ratio"] = _ratio(config)
         full = [i for i, name in enumerate(config.pattern) if name != main]

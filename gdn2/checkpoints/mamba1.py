@@ -40,10 +40,10 @@ def _model(raw: Fields, eps: str, d_ff: int | None) -> ModelConfig:
     if full - set(range(n)):
         raise hybrid.refuse("layers", f"numbers below {n}")
     pattern = tuple("attention" if i in full else "mamba1" for i in range(n))
-    rank = raw.data.get("time_step_rank", "auto")
+    rank = "time_step_rank" if raw.has("time_step_rank") else "dt_rank"  # the latter in fla's mamba
     options = {
         "mixer": "mamba1", "d_inner": raw.integer("expand", 2) * d_model, "d_state": raw.integer("state_size", 16),
-        "dt_rank": None if rank in ("auto", None) else raw.integer("time_step_rank"),
+        "dt_rank": None if raw.data.get(rank) in (None, "auto") else raw.integer(rank),
         "conv_taps": raw.integer("conv_kernel", 4), "proj_bias": raw.flag("use_bias", False),
     }  # fmt: skip
     mixers = {"mamba1": options} | ({"attention": fla.attention(hybrid, d_model)} if full else {})

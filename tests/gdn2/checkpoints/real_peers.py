@@ -60,6 +60,7 @@ FLA: dict[str, tuple[str, dict[str, Any]]] = {
     "transformer": ("Transformer", {
         "num_heads": 4, "num_kv_heads": 2, "qk_norm": True, "intermediate_size": 48, "window_size": 50,
     }),
+    # With more groups than one fla's path without a GPU gives heads other groups than its kernels do.
     "mamba2": ("Mamba2", {
         "head_dim": 8, "num_heads": 8, "state_size": 8, "n_groups": 1, "expand": 2, "chunk_size": 32,
         "tie_word_embeddings": True,
