@@ -77,3 +77,18 @@ def test_the_first_bad_part_is_named(name: str, part: str) -> None:
     dict(model.named_parameters())[name].fill_(math.nan)
     assert first_bad_part(model, torch.arange(20)) == part
     assert first_bad_part(model, torch.arange(20), piece=7) == part
+
+
+def test_it_takes_less_than_five_seconds():
+    """CPU time, which a busy machine does not change; the first check of a process also loads the compiled loops."""
+    import time
+
+    from evalsuite.backends.native import load
+
+    backend = load("gdn2-tiny")
+    began = time.process_time()
+    backend.self_check()
+    assert time.process_time() - began < 5
+    began = time.process_time()
+    assert backend.self_check()["pieces_against_whole"] == 0.0
+    assert time.process_time() - began < 1.5
