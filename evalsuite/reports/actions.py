@@ -233,7 +233,7 @@ def _of_records(records: frame.Records) -> list[Drawing]:
         drawings += [Drawing(f"accuracy-{slug(t)}", partial(plots.accuracy, records, task=t)) for t in tasks]
     several: list[tuple[str, Callable[..., None], object]] = [
         ("depth", plots.depth_heatmap, rows["depth"].notna()),
-        ("retrieved", retrieved.plot, rows["outcome"] != ""),
+        ("retrieved", retrieved.plot, rows["outcome"].astype("str").map(retrieved.category) != ""),
     ]
     for name, draw, kept in several:
         places = rows.loc[kept, ["model", "checkpoint", "task"]].drop_duplicates()

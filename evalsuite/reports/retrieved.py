@@ -31,11 +31,14 @@ _OUTCOME = re.compile(r"distractor(?::(\d+))?")
 
 
 def category(outcome: str) -> str:
-    """The place among `LOOKS` of an outcome as tasks word it: target, partial, distractor:R, other or nothing."""
+    """The place among `LOOKS` of an outcome as tasks word it: target, partial, distractor:R, other or nothing.
+
+    "" for anything else, such as the outcome of a likelihood, which retrieves nothing.
+    """
     if found := _OUTCOME.fullmatch(outcome):
         # R counts from the end of the prompt; a task that does not say it leaves the place open.
         return {"1": "last distractor", "2": "second to last"}.get(found[1] or "", "earlier distractor")
-    return outcome if outcome in LOOKS else "other"
+    return outcome if outcome in LOOKS else ""
 
 
 def shares(records: Records) -> pd.DataFrame:
@@ -45,11 +48,12 @@ def shares(records: Records) -> pd.DataFrame:
     """
     import pandas as pd
 
-    frame = records.frame
-    told = frame[(frame["outcome"] != "") & (frame["length"] > 0)]
+    # Of several metrics of a sample the first is that of the answer.
+    frame = records.frame[records.frame["length"] > 0].drop_duplicates("key")
+    kinds = frame["outcome"].astype("str").map(category)
+    told, kinds = frame[kinds != ""], kinds[kinds != ""]
     if not len(told):
         raise DataError("these records do not say what was retrieved")
-    kinds = told["outcome"].astype("str").map(category)
     keys = [told[name] for name in ("family", "mixer", "model", "checkpoint", "task", "length")]
     counts = pd.crosstab(keys, kinds, normalize="index").reindex(columns=list(LOOKS), fill_value=0.0)
     return counts

@@ -4,6 +4,7 @@ import dataclasses
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from evalsuite.reports import drawing, frame, plots, retrieved, training
@@ -198,7 +199,9 @@ def test_no_baseline_without_a_hybrid_or_with_several_needles(windowed, made):
         ("distractor:17", "earlier distractor"),
         ("distractor", "earlier distractor"),
         ("nothing", "nothing"),
-        ("<script>", "other"),
+        ("other", "other"),
+        ("scored", ""),
+        ("<script>", ""),
     ],
 )
 def test_outcomes_are_sorted_by_recency(outcome, expected):
@@ -209,6 +212,8 @@ def test_what_was_retrieved_sums_to_everything(made, tmp_path):
     table = retrieved.shares(made)
     assert table.sum(axis=1).to_numpy() == pytest.approx(1)
     rows = made.frame[(made.frame["model"] == "synthetic-kda") & (made.frame["length"] == 4096)]
+    twice = dataclasses.replace(made, frame=pd.concat([made.frame, made.frame.assign(metric="value", outcome="other")]))
+    assert retrieved.shares(twice).equals(table)
     (share,) = table.xs("synthetic-kda", level="model").xs(4096, level="length")["target"]
     assert share == (rows["outcome"] == "target").mean()
     retrieved.plot(made, [tmp_path / "a.svg"])
