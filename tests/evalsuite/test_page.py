@@ -153,20 +153,29 @@ def test_runs_of_one_model_and_sets_of_one_task_are_told_apart(made_up):
     assert {"S-NIAH-1", "S-NIAH-2 (exact)", "S-NIAH-2 (other)"} <= labels
 
 
+def test_profiles_with_fields_go_by_the_fields_that_differ_in_the_order_of_their_numbers(made_up):
+    profiles = ["lines:pairs=128:gap=0", "lines:pairs=16:gap=0", "lines:pairs=8:gap=0"]
+    edited(made_up / "runs" / "synthetic-kda", lambda i, r: replace(r, task="mqar", protocol=profiles[i % 3]))
+    labels = [item["label"] for item in page_of(made_up)["sets"] if item["task"] == "mqar"]
+    assert labels == ["mqar (pairs=8)", "mqar (pairs=16)", "mqar (pairs=128)"]
+
+
 def test_other_scores_keep_their_unit(made_up):
     def change(i, record):
-        metric, score = ("bits", 12.5 + i) if i < 32 else ("word_perplexity", math.log(10 * record.length))
+        metric, score = (
+            ("rank", 1.0 if i < 16 else 2.5) if i < 32 else ("word_perplexity", math.log(10 * record.length))
+        )
         return replace(record, metric=metric, score=score, error=None)
 
     edited(made_up / "runs" / "synthetic-kda", change)
     made = page_of(made_up)
     others = {i: item["metric"] for i, item in enumerate(made["sets"]) if not item["share"]}
-    assert sorted(others.values()) == ["bits", "word_perplexity"]
+    assert sorted(others.values()) == ["rank", "word_perplexity"]
     means = {others[c["set"]]: [] for c in made["cells"] if c["set"] in others}
     for cell in made["cells"]:
         if cell["set"] in others:
             means[others[cell["set"]]].append(cell["mean"])
-    assert means == {"bits": pytest.approx([20.0, 36.0]), "word_perplexity": pytest.approx([40960, 81920], rel=1e-5)}
+    assert means == {"rank": [1.0, 2.5], "word_perplexity": pytest.approx([40960, 81920], rel=1e-5)}
     assert not others.keys() & {made["cells"][row[0]]["set"] for row in made["depth"]["rows"]}
 
 
@@ -334,7 +343,8 @@ def test_choices_are_listed_below_the_question():
     def choice(text):
         return LogLikelihood(Prompt([], "A question?"), Prompt([], text))
 
-    assert prompts.cut(Sample("0", (choice(" yes"), choice(" no")), (" yes",))) == [("A question?\n>  yes\n>  no", "")]
+    ((text, kind),) = prompts.cut(Sample("0", (choice(" yes"), choice(" yet")), (" yes",)))
+    assert (text, kind) == ("A question? |\n> yes\n> yet", "")
 
 
 @given(

@@ -6,6 +6,7 @@ cell. Shares of 0 to 1 are given in percent, other scores in their own unit.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,6 +54,9 @@ class Cells:
         if not len(table):
             raise DataError("these records hold nothing to report")
         entries: list[dict[str, Any]] = table.to_dict("records")
+        others = {entry["metric"] for entry in entries if not entry["shares"]}
+        for entry in entries:
+            entry["shares"] = entry["metric"] not in others  # a rank is none, even where all are 1
         models = _models(entries)
         sets = _sets(entries)
         entries.sort(key=lambda entry: (sets[_set(entry)], models[model_key(entry)], entry["length"]))
@@ -181,8 +185,16 @@ def _models(entries: list[dict[str, Any]]) -> dict[tuple[Any, ...], int]:
 
 
 def _sets(entries: list[dict[str, Any]]) -> dict[tuple[Any, ...], int]:
-    found = sorted({_set(entry) for entry in entries}, key=lambda key: (rank(key[0], tuple(TASKS)), *map(str, key[1:])))
-    return {key: i for i, key in enumerate(found)}
+    def order(key: tuple[Any, ...]) -> tuple[Any, ...]:
+        return rank(key[0], tuple(TASKS)), [_natural(str(part)) for part in key[1:]]
+
+    return {key: i for i, key in enumerate(sorted({_set(entry) for entry in entries}, key=order))}
+
+
+def _natural(text: str) -> list[tuple[int, int, str]]:
+    """Sort key by which pairs=8 comes before pairs=16."""
+    parts = re.findall("([0-9]{1,18})|([^0-9]+)", text)
+    return [(0, int(number), "") if number else (1, 0, word) for number, word in parts]
 
 
 def _model_content(key: tuple[Any, ...], name: str) -> dict[str, Any]:
@@ -193,13 +205,17 @@ def _model_content(key: tuple[Any, ...], name: str) -> dict[str, Any]:
 def _set_content(key: tuple[Any, ...], entries: list[dict[str, Any]], sets: list[tuple[Any, ...]]) -> dict[str, Any]:
     named = dict(zip(QUESTIONS, key, strict=True))
     alike = [dict(zip(QUESTIONS, other, strict=True)) for other in sets if other[0] == key[0]]
-    told = [
-        prefix + (str(named[name])[:8] if name == "data" else str(named[name]))
-        for name, prefix in _TOLD_APART.items()
-        if len({other[name] for other in alike}) > 1
-    ]
+    told = []
+    for name, prefix in _TOLD_APART.items():
+        values = {str(other[name]) for other in alike}
+        if len(values) > 1:
+            # Of profiles with fields, such as lines:pairs=64:gap=0, the fields that differ.
+            fields = (value.split(":") for value in values)
+            common = set.intersection(*map(set, fields)) if name == "protocol" else set()
+            own = [part for part in str(named[name]).split(":") if part not in common] or [str(named[name])]
+            told.append(prefix + (own[0][:8] if name == "data" else ":".join(own)))
     label = task_label(named["task"]) + (f" ({', '.join(told)})" if told else "")
-    share = all(entry["shares"] for entry in entries if _set(entry) == key)
+    share = next(entry["shares"] for entry in entries if _set(entry) == key)
     shown = {name: named[name] for name in ("task", "protocol", "metric")}
     return {"label": label, "version": int(named["task_version"]), "data": named["data"][:8], "share": share, **shown}
 

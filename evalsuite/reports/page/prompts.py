@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from os.path import commonprefix
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from evalsuite.names import task_options
 from evalsuite.plan import Cell, key_base
 from evalsuite.progress import Progress
 from evalsuite.reports import frame
-from evalsuite.types import LogLikelihood, ModelInfo, Sample, Setting, Task
+from evalsuite.types import ModelInfo, Sample, Setting, Task
 from gdn2 import env
 from gdn2.errors import DataError, UserError
 
@@ -162,13 +163,12 @@ def cut(sample: Sample) -> list[Part]:
 
 
 def _text(sample: Sample) -> str:
-    """The prompt, and the choices below it where there are some."""
-    first = sample.requests[0]
-    if isinstance(first, LogLikelihood):
-        choices = [request for request in sample.requests if isinstance(request, LogLikelihood)]
-        if all(choice.context.text == first.context.text for choice in choices):
-            return "\n> ".join([first.context.text, *(choice.continuation.text for choice in choices)])
-    return "\n\n".join(show.prompt_text(request) for request in sample.requests)
+    """The prompt; of several what they share, and below it how each goes on."""
+    texts = [show.prompt_text(request) for request in sample.requests]
+    if len(texts) == 1:
+        return texts[0]
+    shared = re.sub(r"\S*$", "", commonprefix(texts))
+    return "\n> ".join([shared.rstrip(), *(text[len(shared) :] for text in texts)])
 
 
 def _values(sample: Sample) -> dict[str, str]:
