@@ -221,3 +221,12 @@ def test_every_number_of_a_table_leads_to_its_records(tables, synthetic, warning
     assert "18.2†" in tables(down="model", across="task,length")
     failed = actions.trace(synthetic.HOME / "runs" / "synthetic-kda", ["length=8k"], warnings.append)
     assert "error: niah_single_2 3: out of memory" in failed
+
+
+def test_the_committed_table_is_what_the_committed_records_give(root, warnings):
+    zoo = root / "results" / "zoo"
+    if not any(zoo.glob("runs/*/run.json")):
+        pytest.skip("needs records in results/zoo/runs")
+    output = actions.Output(zoo / "table.md", check=True)
+    said = actions.tables([zoo], actions.Shape(published="none"), [], output, warnings.append)
+    assert said.endswith("is what the records give")
