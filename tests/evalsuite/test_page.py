@@ -477,7 +477,7 @@ def test_the_same_records_give_the_same_bytes_and_the_command_says_what_it_wrote
     for name in ("a.html", "deep/b.html"):
         assert cli.main(["report", "--runs", str(synthetic.HOME), "--out", str(tmp_path / name)]) == 0
     out, err = capsys.readouterr()
-    assert re.search(r"wrote \S+a\.html: 331 samples, 1\.\d MB\n", out) and err == ""
+    assert re.search(r"wrote \S+a\.html: 331 records, 1\.\d MB\n", out) and err == ""
     written = (tmp_path / "a.html").read_bytes()
     assert written == (tmp_path / "deep" / "b.html").read_bytes() and sorted(tmp_path.glob("*.html")) == [
         tmp_path / "a.html"

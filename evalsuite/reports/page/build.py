@@ -43,7 +43,7 @@ def write(wanted: Wanted, out: Path, resolve: prompts.Resolve, progress: Progres
     write_file(out, written)
     shown, total = made["samples"]["shown"], made["samples"]["total"]
     of = "" if shown == total else f" of {total:,}"
-    return f"wrote {out}: {shown:,}{of} samples, {len(written) / 1e6:.1f} MB"
+    return f"wrote {out}: {shown:,}{of} records, {len(written) / 1e6:.1f} MB"
 
 
 def page(wanted: Wanted, resolve: prompts.Resolve, progress: Progress) -> dict[str, Any]:

@@ -64,7 +64,7 @@ function filter() {
   if (tests.length) list.setFilter((row) => tests.every((test) => test(row)));
   else list.clearFilter();
   const count = list.getDataCount("active");
-  $("count").textContent = `${whole.format(count)} of ${whole.format(rows.length)} samples`;
+  $("count").textContent = `${whole.format(count)} of ${whole.format(rows.length)} records`;
   list.element.setAttribute("aria-rowcount", count + 1);
 }
 
