@@ -195,6 +195,11 @@ class RecallTask:
         return self.sets
 
     @property
+    def examples(self) -> int | None:
+        """Rows of the complete set, those that are left out included; None where it depends on a field."""
+        return self.sets[-1].records if len(self.sets) == 1 else None
+
+    @property
     def fields(self) -> Mapping[str, Field]:
         names = "|".join(name for name in self.sets[-1].columns if name in ("key", "value", "answers"))
         own = {

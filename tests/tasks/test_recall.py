@@ -308,6 +308,7 @@ def test_the_suite_is_table_4_and_its_sets_are_known() -> None:
     found = [tasks.get(name) for name in NAMES]
     assert all(isinstance(task, RecallTask) for task in found)
     assert [task.datasets[-1].records for task in found] == [1111, 2984, 1102, 1688, 3157, 2087]
+    assert [task.examples for task in found] == [1111, 2984, 1102, 1688, None, 2087]
     assert [task.datasets[-1].hub for task in found] == [
         "hazyresearch/based-swde-v2", "hazyresearch/based-squad", "hazyresearch/based-fda",
         "hazyresearch/based_triviaqa", "hazyresearch/based_nq_2048", "hazyresearch/based_drop",
@@ -332,7 +333,7 @@ def test_a_run_from_files(
     monkeypatch.chdir(tmp_path)
     command = ["run", "--model", "scripted:nothing", "--tasks", "recall,squad@jrt:asked=once/twice"]
     assert cli.main(command) == 0
-    rows = re.findall(r"^(\w+) +(jrt:\S+) +- +contains +1 +0 +0\.0000$", capsys.readouterr().out, re.MULTILINE)
+    rows = re.findall(r"^(\w+) +(jrt:\S+) +- +contains +1(?: of \d+)? +0 +0\.0000$", capsys.readouterr().out, re.MULTILINE)
     assert len(rows) == 7 and {name for name, _ in rows} == set(NAMES)
     (home / "based_drop.jsonl").unlink()
     assert cli.main(["run", "--model", "no-such-model", "--tasks", "recall"]) == 3
