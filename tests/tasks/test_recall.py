@@ -333,7 +333,8 @@ def test_a_run_from_files(
     monkeypatch.chdir(tmp_path)
     command = ["run", "--model", "scripted:nothing", "--tasks", "recall,squad@jrt:asked=once/twice"]
     assert cli.main(command) == 0
-    rows = re.findall(r"^(\w+) +(jrt:\S+) +- +contains +1(?: of \d+)? +0 +0\.0000$", capsys.readouterr().out, re.MULTILINE)
+    line = r"^(\w+) +(jrt:\S+) +- +contains +1(?: of \d+)? +0 +0\.0000$"
+    rows = re.findall(line, capsys.readouterr().out, re.MULTILINE)
     assert len(rows) == 7 and {name for name, _ in rows} == set(NAMES)
     (home / "based_drop.jsonl").unlink()
     assert cli.main(["run", "--model", "no-such-model", "--tasks", "recall"]) == 3
