@@ -1,5 +1,7 @@
 """Run a model of fla's or mamba_ssm's own code and write its checkpoint, ids and logits: python real_peers.py NAME OUT.
 
+Where OUT/model is there already, fla opens that one.
+
 Without a GPU the libraries' Triton kernels run in Triton's interpreter, where each autotuned kernel takes its first
 configuration. What cannot run there is replaced, and only that:
 
@@ -160,6 +162,20 @@ def fla_model(name: str, out: Path, device: str) -> Callable[[Tensor], Tensor]:
     return lambda ids: model(input_ids=ids, use_cache=False).logits
 
 
+def reopened(name: str, out: Path, device: str) -> Callable[[Tensor], Tensor]:
+    """A directory that we wrote, OUT/model, opened by fla."""
+    import fla.layers
+    import fla.models
+
+    if INTERPRETED:
+        fla.layers.attn.flash_attn_func = attention
+    kind, options = FLA[name]
+    mode = {"attn_mode": "fused_recurrent"} if "attn_mode" in options else {}
+    model = getattr(fla.models, f"{kind}ForCausalLM").from_pretrained(out / "model", dtype=torch.float32, **mode)
+    model = model.to(device).eval()
+    return lambda ids: model(input_ids=ids, use_cache=False).logits
+
+
 def ssm_model(name: str, out: Path, device: str) -> Callable[[Tensor], Tensor]:
     if INTERPRETED:
         torch.cuda.device = lambda device: contextlib.nullcontext()  # type: ignore[assignment, misc]
@@ -199,7 +215,7 @@ def main(name: str, out: Path, device: str) -> int:
         sys.stderr.write(f"{library} cannot be imported here: {type(error).__name__}: {error}\n")
         return UNIMPORTABLE
     torch.manual_seed(7)
-    run = (ssm_model if name in SSM else fla_model)(name, out, device)
+    run = (reopened if (out / "model").exists() else ssm_model if name in SSM else fla_model)(name, out, device)
     ids = torch.randint(0, VOCAB, (1, TOKENS), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         logits = run(ids.to(device)).float().cpu()

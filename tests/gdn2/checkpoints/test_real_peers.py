@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gdn2.checkpoints import Options, open_model
+from gdn2.checkpoints import Options, native, open_model
+from gdn2.checkpoints.convert import convert
 from tests.gdn2.checkpoints import golden
 from tests.gdn2.checkpoints.real_peers import FLA, SSM, UNIMPORTABLE
 
@@ -33,6 +34,7 @@ def written(name: str, out: Path, *more: str) -> tuple[list[list[int]], torch.Te
     for module in {library(name), "mamba_ssm" if "mamba3" in name else library(name)}:
         if find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
+    out.mkdir(exist_ok=True)
     around = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SCRIPT), name, str(out), *more]
     done = subprocess.run(command, env=around, capture_output=True, text=True, timeout=900)
@@ -60,6 +62,25 @@ def test_logits_are_those_of_the_peers_own_code(tmp_path: Path, name: str) -> No
     ids, wanted = written(name, tmp_path)
     assert wanted.shape[:2] == (1, 300)
     assert max(errors(name, tmp_path, ids, wanted)) < golden.TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gated_deltanet", "kda", "delta_net", "transformer", "mamba", "mamba2", "samba"])
+def test_fla_opens_what_we_write(tmp_path: Path, name: str) -> None:
+    """Its checkpoint, opened and written again by us, with every weight moved: fla's logits are ours."""
+    written(name, tmp_path / "theirs")
+    tokenizer = tmp_path / "tokenizer.json"
+    model = {"type": "WordLevel", "vocab": {"<s>": 0}, "unk_token": "<s>"}
+    tokenizer.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    decoder = open_model(str(tmp_path / "theirs" / "model")).model
+    for parameter in decoder.parameters():
+        parameter.data *= 1.1
+    native.save(tmp_path / "native", decoder, tokenizer)
+    (tmp_path / "ours").mkdir()
+    convert(str(tmp_path / "native"), tmp_path / "ours" / "model", "fla")
+    ids, wanted = written(name, tmp_path / "ours")
+    (made,) = golden.prefill(decoder, ids)
+    assert golden.error(made, wanted[0]) < golden.TOLERANCE
 
 
 @pytest.mark.gpu
