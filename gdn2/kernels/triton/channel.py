@@ -19,18 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gdn2.kernels.triton.forward import (
-    FORGET,
-    LOG2E,
-    halves,
-    invert,
-    load_rows,
-    load_state,
-    product,
-    same_token,
-    square,
-    store_rows,
-)
+from gdn2.kernels.triton.forward import FORGET, LOG2E, halves, invert, product, same_token, square
 
 BLOCK = tl.constexpr(32)
 REACH = tl.constexpr(90.0)
@@ -72,6 +61,36 @@ def sums(table, which, x, C: tl.constexpr, PRECISION: tl.constexpr):
         coarse = x.to(select.dtype)
         fine = tl.dot(select, (x - coarse).to(select.dtype), out_dtype=tl.float32)
         return tl.dot(select, coarse, fine, out_dtype=tl.float32)
+
+
+@triton.jit
+def load_rows(base, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
+    """As `forward.load_rows`, with 32-bit offsets inside the tile: here they save registers, there they cost some."""
+    r = tl.arange(0, C)
+    col = col0 + tl.arange(0, B)
+    base += row0.to(tl.int64) * (heads * width) + head * width
+    at = r[:, None] * (heads * width) + col[None, :]
+    return tl.load(base + at, mask=(r < rows)[:, None] & (col < width)[None, :], other=0.0)
+
+
+@triton.jit
+def store_rows(base, x, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
+    """The reverse of `load_rows`, cast to the pointer's type."""
+    r = tl.arange(0, C)
+    col = col0 + tl.arange(0, B)
+    base += row0.to(tl.int64) * (heads * width) + head * width
+    at = r[:, None] * (heads * width) + col[None, :]
+    tl.store(base + at, x.to(base.dtype.element_ty), mask=(r < rows)[:, None] & (col < width)[None, :])
+
+
+@triton.jit
+def load_state(base, index, k0, v0, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr):
+    """As `forward.load_state`, with 32-bit offsets inside the state."""
+    ki = k0 + tl.arange(0, BK)
+    vi = v0 + tl.arange(0, BV)
+    base += index.to(tl.int64) * (K * V)
+    at = ki[:, None] * V + vi[None, :]
+    return tl.load(base + at, mask=(ki < K)[:, None] & (vi < V)[None, :], other=0.0)
 
 
 @triton.jit

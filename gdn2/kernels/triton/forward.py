@@ -32,8 +32,7 @@ def load_rows(base, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl
     """Tile [C, B] of x [T, heads, width]: rows row0 + SHIFT ..., zero past the chunk's rows and past the width."""
     r = tl.arange(0, C) + SHIFT
     col = col0 + tl.arange(0, B)
-    base += row0.to(tl.int64) * (heads * width) + head * width
-    at = r[:, None] * (heads * width) + col[None, :]
+    at = (row0 + r).to(tl.int64)[:, None] * (heads * width) + head * width + col[None, :]
     return tl.load(base + at, mask=(r < rows)[:, None] & (col < width)[None, :], other=0.0)
 
 
@@ -42,8 +41,7 @@ def store_rows(base, x, row0, rows, head, heads, width, col0, C: tl.constexpr, B
     """The reverse of `load_rows`, cast to the pointer's type."""
     r = tl.arange(0, C)
     col = col0 + tl.arange(0, B)
-    base += row0.to(tl.int64) * (heads * width) + head * width
-    at = r[:, None] * (heads * width) + col[None, :]
+    at = (row0 + r).to(tl.int64)[:, None] * (heads * width) + head * width + col[None, :]
     tl.store(base + at, x.to(base.dtype.element_ty), mask=(r < rows)[:, None] & (col < width)[None, :])
 
 
@@ -171,8 +169,7 @@ def load_state(base, index, k0, v0, K: tl.constexpr, V: tl.constexpr, BK: tl.con
     """Tile [BK, BV] of states [N * Hv, K, V], zero past the widths."""
     ki = k0 + tl.arange(0, BK)
     vi = v0 + tl.arange(0, BV)
-    base += index.to(tl.int64) * (K * V)
-    at = ki[:, None] * V + vi[None, :]
+    at = index.to(tl.int64) * (K * V) + ki[:, None] * V + vi[None, :]
     return tl.load(base + at, mask=(ki < K)[:, None] & (vi < V)[None, :], other=0.0)
 
 
@@ -181,8 +178,7 @@ def store_state(base, x, index, v0, K: tl.constexpr, V: tl.constexpr, BK: tl.con
     """The reverse of `load_state` at key 0, cast to the pointer's type."""
     ki = tl.arange(0, BK)
     vi = v0 + tl.arange(0, BV)
-    base += index.to(tl.int64) * (K * V)
-    at = ki[:, None] * V + vi[None, :]
+    at = index.to(tl.int64) * (K * V) + ki[:, None] * V + vi[None, :]
     tl.store(base + at, x.to(base.dtype.element_ty), mask=(ki < K)[:, None] & (vi < V)[None, :])
 
 

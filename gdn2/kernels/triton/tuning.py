@@ -74,7 +74,7 @@ def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsiz
         carry=state,
         reverse=state,
         pairs=Launch(_tile(value, 64), 4),
-        inputs=Launch(32, 4, 1) if channel else Launch(_tile(key, 64), 8),
+        inputs=Launch(16 if key <= 64 else 32, 4, 1) if channel else Launch(_tile(key, 64), 8),
         segment=SEGMENT if tiles < MULTIPROCESSORS[kind] else 0,
     )
 

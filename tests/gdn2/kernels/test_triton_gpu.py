@@ -1,0 +1,80 @@
+"""The chunk kernels on a GPU, where alone they are compiled and large: widths, lengths and offsets of real models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from gdn2.kernels import delta_rule, delta_tokens
+from tests.gdn2.kernels.oracle import Case, assert_close, draw, error, run
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS"),
+]
+
+
+def rows(lengths: Sequence[int], heads: int, width: int) -> list[Tensor]:
+    """bf16 q, k, e and z and fp32 g of packed sequences, drawn on the GPU: [T, heads, width]."""
+    rng = torch.Generator("cuda").manual_seed(0)
+    shape = (sum(lengths), heads, width)
+
+    def unit() -> Tensor:
+        x = torch.randn(shape, generator=rng, device="cuda", dtype=torch.bfloat16)
+        return x.div_(x.norm(dim=-1, keepdim=True))
+
+    q, k, z = unit(), unit(), unit()
+    return [q, k, k * 0.5, z, torch.rand(shape, generator=rng, device="cuda").mul_(-0.1)]
+
+
+def chunks(x: list[Tensor], lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    bounds = [0]
+    for n in lengths:
+        bounds.append(bounds[-1] + n)
+    q, k, e, z, g = (t[None] for t in x)
+    o, last = delta_rule(q, k, e, z, g, None, bounds, implementation="triton")
+    return o[0], last
+
+
+@pytest.mark.parametrize("decay", ["channel", "head", "none"])
+@pytest.mark.parametrize("key,value", [(192, 200), (256, 256), (64, 64), (128, 256)])
+def test_widths_in_bf16(key: int, value: int, decay: str) -> None:
+    inputs = draw(Case(300, heads=2, value_heads=2, key=key, value=value, decay=decay)).to(torch.bfloat16, "cuda")
+    exact = run(inputs.to(torch.float64), "torch", backward=True)
+    assert_close(run(inputs, "triton", backward=True), exact, lambda name: 2e-2 if name == "dg" else 1e-2)
+
+
+@pytest.mark.parametrize("gates", [(-2.0, -1e-8), (0.0, -1e-8, -26.0, -1e4, float("-inf"))], ids=str)
+def test_strong_decay_in_bf16(gates: tuple[float, ...]) -> None:
+    case = Case(300, heads=2, value_heads=2, key=128, value=128, gates=gates)
+    inputs = draw(case).to(torch.bfloat16, "cuda")
+    exact = run(inputs.to(torch.float64), "torch", backward=True)
+    assert_close(run(inputs, "triton", backward=True), exact, lambda name: 2e-2 if name == "dg" else 1e-2)
+
+
+def test_rows_beyond_2_to_the_31_elements() -> None:
+    lengths = (2**31 // (16 * 128), 100)
+    if torch.cuda.mem_get_info()[0] < 70 << 30:
+        pytest.skip("needs 70 GiB of GPU memory")
+    x = rows(lengths, 16, 128)
+    with torch.no_grad():
+        o, last = chunks(x, lengths)
+        alone, alone_last = chunks([t[lengths[0] :].contiguous() for t in x], lengths[1:])
+    assert torch.equal(o[lengths[0] :], alone)
+    assert torch.equal(last[1], alone_last[0])
+
+
+def test_chunks_agree_with_decoding_over_100_000_tokens() -> None:
+    lengths = (100_000,)
+    x = rows(lengths, 2, 128)
+    with torch.no_grad():
+        o, last = chunks(x, lengths)
+        state = torch.zeros_like(last)
+        bounds = torch.tensor([0, lengths[0]], device="cuda")
+        steps = delta_tokens(*x, state, bounds, implementation="triton")
+    assert error(o[-1000:], steps[-1000:]) < 1e-2
+    assert error(last, state) < 1e-2
