@@ -82,7 +82,7 @@ def test_list_models_long_states_what_each_costs(capsys: pytest.CaptureFixture[s
     assert 9540 * 1024 == 9 * (4 * 16 * 128 * 128 + 2 * 3 * 3 * 2048)
     assert 165_888 * 1024 == 9 * 2 * 2 * 2048 * 2304
     assert rows["transformer-1.3b", "preset"][4:] == ["-", "663,552.0", "21,233,664.0"]
-    assert rows["gdn2-tiny", "trained"][0] == "1,104,198"
+    assert rows["gdn2-tiny", "trained"][0] == "1,163,656"
 
 
 def test_convert_writes_and_says_what_files_cannot(

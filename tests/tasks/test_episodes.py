@@ -139,7 +139,8 @@ def test_haystack_is_of_the_split(tokenizer: JsonTokenizer) -> None:
 
 def test_lengths_are_kept_and_drawn_from_the_range(tokenizer: JsonTokenizer) -> None:
     for kind in KINDS:
-        lengths = [len(stream(tokenizer, kind, length=(200, 800)).document(i)[0]) for i in range(40)]
+        episodes = stream(tokenizer, kind, length=(200, 800))
+        lengths = [len(episodes.document(i)[0]) for i in range(40)]
         assert max(lengths) <= 800
         assert min(lengths) < 300 and max(lengths) > 500
     fixed = stream(tokenizer, "essay", length=(512, 512), needles=(2, 4), questions=(1, 4))
