@@ -131,12 +131,13 @@ def _label(row: Row) -> str:
 
 def _training_lengths(records: Records, axes: Sequence[Axes]) -> None:
     found = {run["model"].get("details", {}).get("train_length") for run in records.runs.values()}
-    for length in sorted(value for value in found if isinstance(value, int) and value > 0):
-        for ax in axes:
-            left, right = ax.get_xlim()
-            if left < length < right:
-                ax.axvline(length, color="0.35", linestyle=":", linewidth=0.9, zorder=1)
-                ax.annotate("trained", (length, 1), (1.5, 0), textcoords="offset points", fontsize=5, color="0.35")
+    for ax in axes:
+        left, right = ax.get_xlim()
+        inside = [value for value in found if isinstance(value, int) and left < value < right and value > 0]
+        for length in inside:
+            ax.axvline(length, color="0.35", linestyle=":", linewidth=0.9, zorder=1)
+        if inside:
+            ax.annotate("trained", (max(inside), 1), (1.5, 0), textcoords="offset points", fontsize=5, color="0.35")
 
 
 def depth_heatmap(
