@@ -95,7 +95,7 @@ def test_twenty_kills_lose_nothing(root, tmp_path, undisturbed):
 
 
 def test_an_interruption_keeps_what_was_answered(root, tmp_path):
-    process = start(root, tmp_path, "--lengths", "512,4k", "--batch-tokens", "256")
+    process = start(root, tmp_path, "--lengths", "512,16k", "--samples", "24", "--batch-tokens", "256")  # half a minute
     until_stored(tmp_path, process, 1)
     asked = time.monotonic()
     process.send_signal(signal.SIGINT)
