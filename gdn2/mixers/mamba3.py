@@ -12,14 +12,14 @@ itself, and a sequence read in pieces gives the bits of the whole. Training writ
 c_t = lambda_t dt_t + (1 - lambda_{t+1}) dt_{t+1}, and a token sees lambda_t dt_t / c_t of its own write.
 
 The phase theta is counted in 2^-32 turns by integers, which wrap by themselves and add up alike in any pieces and at
-any length: 4e-7 radians off after a million tokens, where a sum in fp32 would have lost the phase.
+any length: 4e-7 radians off after a million tokens, where a sum in fp32 would have lost the phase. What surrounds the
+operator is in `gdn2.kernels.mamba3`.
 
 Axes: T tokens, N sequences, D model width, H heads, P head width, K state width, G groups, R rank, J rotating pairs.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -28,12 +28,11 @@ from torch import Tensor, nn
 
 from gdn2 import numerics
 from gdn2.kernels import delta_rule, delta_step
+from gdn2.kernels.mamba3 import Mixing, Shared, Turning, ranked, read, turn, write
 from gdn2.mixers.frame import Cost, LayerState, Mixer
 from gdn2.mixers.gdn2 import HeadNorm, reset_decay
 from gdn2.mixers.linear import Linear
 from gdn2.ragged import Ragged
-
-TURN = 2**32  # units of a whole turn
 
 
 @dataclass(frozen=True)
@@ -102,12 +101,13 @@ class _Token(NamedTuple):
 
     z: Tensor  # [T, H, P]
     v: Tensor  # [T, H, P]
-    b: Tensor  # key before its rotation [T, R, H, K]
-    c: Tensor  # query before its rotation [T, R, H, K]
+    b: Tensor  # [T, R G K]
+    c: Tensor  # [T, R G K]
+    dt: Tensor  # [T, H]
+    angle: Tensor  # [T, J]
     g: Tensor  # log-decay A dt [T, H]
     own: Tensor  # lambda dt: weight of the token's own write [T, H]
     back: Tensor  # (1 - lambda) dt: weight of the write of the token before it [T, H]
-    turns: Tensor  # what the token adds to the phase, in turns, fp64 [T, H, J]
 
 
 class Mamba3(Mixer):
@@ -132,41 +132,37 @@ class Mamba3(Mixer):
         self.out_proj = Linear(c.d_inner, c.d_model)
 
     def forward(self, x: Tensor, ragged: Ragged, state: LayerState | None = None) -> tuple[Tensor, LayerState]:
-        state = self.new_state(ragged.n_sequences) if state is None else state
+        begun = self.new_state(ragged.n_sequences) if state is None else state
         token = self._token(x)
-        phase = self._phase(token.turns, ragged, state["theta"])
-        k, q = self._turned(token, phase)
-        order, here, ends = ragged.behind_windows(1)
-        keys = torch.cat([k, state["k_last"].to(k.dtype)])[order]
-        values = torch.cat([token.v, state["v_last"].to(token.v.dtype)])[order]
-        earlier = keys[here - 1], values[here - 1]
+        k, q, theta = self._turned(token, begun["theta"], ragged)
         if torch.is_grad_enabled():
             o, memory = self._write_ahead(token, q, k, ragged, state)
         else:
-            q, k, written, g = self._rows(token, q, k, *earlier)
+            order, here, _ = ragged.behind_windows(1)
+            keys = torch.cat([k, begun["k_last"].to(k.dtype)])[order]
+            values = torch.cat([token.v, begun["v_last"].to(token.v.dtype)])[order]
+            q, keys, written, g = self._rows(token, q, k, keys[here - 1], values[here - 1])
             bounds = [2 * self.config.rows * n for n in ragged.starts]
             o, memory = delta_rule(
-                q[None], k[None], None, written[None], g[None], state["memory"], bounds,
+                q[None], keys[None], None, written[None], g[None], begun["memory"], bounds,
                 rank=2 * self.config.rows, implementation=self.implementation,
             )  # fmt: skip
             o = self._own_rows(o[0])
-        new = {
-            "theta": state["theta"].index_copy(0, ragged.begun, as_units(phase[ragged.last])),
-            "memory": memory,
-            "k_last": keys[ends[:, 0]].to(state["k_last"].dtype),
-            "v_last": values[ends[:, 0]].to(state["v_last"].dtype),
+        last = {
+            name: begun[name].index_copy(0, ragged.begun, tokens[ragged.last].to(begun[name].dtype))
+            for name, tokens in (("k_last", k), ("v_last", token.v))
         }
-        return self._output(o, token), new
+        return self._output(o, token), {"theta": theta, "memory": memory, **last}
 
     def step(self, x: Tensor, state: LayerState) -> Tensor:
         token = self._token(x)
-        state["theta"].copy_(as_units(units(token.turns) + state["theta"]))
-        k, q = self._turned(token, state["theta"])
+        k, q, theta = self._turned(token, state["theta"], None)
         queries, keys, written, g = self._rows(token, q, k, state["k_last"].to(k.dtype), state["v_last"].to(k.dtype))
         o = delta_step(
             queries, keys, None, written, g, state["memory"],
             rank=2 * self.config.rows, implementation=self.implementation,
         )  # fmt: skip
+        state["theta"].copy_(theta)
         state["k_last"].copy_(k)
         state["v_last"].copy_(token.v)
         return self._output(self._own_rows(o), token)
@@ -180,43 +176,25 @@ class Mamba3(Mixer):
         size = numerics.softplus(a) if c.a_activation == "softplus" else heavy_tail(a)
         share = numerics.sigmoid(trap.to(wide))
         z, v = (y.unflatten(-1, (c.n_heads, c.d_head)) for y in (z, v))
-        turns = 0.5 * dt.double()[:, :, None] * torch.tanh(angle.double())[:, None, :]
-        b, query = self._key(b, self.B_norm, self.B_bias), self._key(query, self.C_norm, self.C_bias)
-        return _Token(z, v, b, query, -size.clamp_min(c.a_floor) * dt, share * dt, (1 - share) * dt, turns)
+        return _Token(z, v, b, query, dt, angle, -size.clamp_min(c.a_floor) * dt, share * dt, (1 - share) * dt)
 
-    def _key(self, x: Tensor, norm: HeadNorm, bias: Tensor) -> Tensor:
-        """Normalised and shifted B or C, from (r, g, k) to [T, R, H, K]."""
+    def _turned(self, token: _Token, theta: Tensor, ragged: Ragged | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated keys and queries [T, R, H, K] in the activations' dtype, and the phases after them."""
         c = self.config
-        x = numerics.rms_norm(x.unflatten(-1, (c.rows, c.n_groups, c.d_state)), norm.weight, c.norm_eps)
-        return x.repeat_interleave(c.n_heads // c.n_groups, 2) + bias.transpose(0, 1)
+        how = Turning(c.n_heads, c.n_groups, c.rows, c.d_state, c.pairs, c.in_halves, c.norm_eps)
+        key = Shared(token.b, self.B_norm.weight, self.B_bias)
+        query = Shared(token.c, self.C_norm.weight, self.C_bias)
+        return turn(key, query, token.dt, token.angle, theta, ragged, how, self.implementation)
 
-    def _phase(self, turns: Tensor, ragged: Ragged, theta: Tensor) -> Tensor:
-        """The phase at each token [T, H, J]: whole units without gradients, turns (fp64) with them."""
-        if torch.is_grad_enabled():
-            total, begin = turns.cumsum(0), theta.double() / TURN
-        else:
-            total, begin = units(turns).cumsum(0), theta.long()
-        before = torch.cat([total.new_zeros(1, *total.shape[1:]), total])[ragged.cu_seqlens[:-1]]  # [N, H, J]
-        return total + (begin - before)[ragged.sequence]
-
-    def _turned(self, token: _Token, phase: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotated keys and queries [T, R, H, K] in the activations' dtype."""
-        phase = phase if phase.is_floating_point() else as_units(phase).double() / TURN
-        angle = 2 * math.pi * (phase - phase.detach().round())
-        angle = angle.to(torch.float64 if token.v.dtype == torch.float64 else torch.float32)[:, None]  # [T, 1, H, J]
-        cos, sin = angle.cos(), angle.sin()
-        k, q = (rotate(x, cos, sin, self.config.in_halves).to(token.v.dtype) for x in (token.b, token.c))
-        return k, q
-
-    def _ranked(self, v: Tensor) -> Tensor:
-        """Values of each row: [T, H, P] to [T, R, H, P]."""
-        return v[:, None] if self.config.rank is None else v[:, None] * self.mimo_x.transpose(0, 1)
+    @property
+    def _mimo_x(self) -> Tensor | None:
+        return None if self.config.rank is None else self.mimo_x
 
     def _rows(self, token: _Token, q: Tensor, k: Tensor, k_last: Tensor, v_last: Tensor) -> tuple[Tensor, ...]:
         """The 2 R rows of each token, flattened: q and k [2 R T, H, K], what is written [2 R T, H, P], g [2 R T, H]."""
         dtype = token.v.dtype
-        back = (token.g.exp() * token.back)[:, None, :, None] * self._ranked(v_last)
-        own = token.own[:, None, :, None] * self._ranked(token.v)
+        back = (token.g.exp() * token.back)[:, None, :, None] * ranked(v_last, self._mimo_x)
+        own = token.own[:, None, :, None] * ranked(token.v, self._mimo_x)
         written = torch.cat([back, own], 1).to(dtype).flatten(0, 1)
         g = torch.zeros(
             token.g.shape[0], 2 * self.config.rows, *token.g.shape[1:], dtype=token.g.dtype, device=q.device
@@ -230,38 +208,35 @@ class Mamba3(Mixer):
         return o.unflatten(0, (-1, 2 * rank))[:, rank:]
 
     def _write_ahead(
-        self, token: _Token, q: Tensor, k: Tensor, ragged: Ragged, state: LayerState
+        self, token: _Token, q: Tensor, k: Tensor, ragged: Ragged, state: LayerState | None
     ) -> tuple[Tensor, Tensor]:
         """Every token's write at once, with the weight the next token gives it: o [T, R, H, P] and the memory."""
         rank, live = self.config.rows, ragged.begun
         # A sequence's last token has none after it yet.
         later = torch.cat([token.back[1:], token.back[:1]]).index_fill(0, ragged.last, 0.0)
         weight = token.own + later
-        written = (weight[:, None, :, None] * self._ranked(token.v)).to(token.v.dtype)
-        carried = torch.einsum(
-            "nrhk,nrhv,nh->nhkv",
-            state["k_last"][live], self._ranked(state["v_last"][live]), token.back[ragged.cu_seqlens[live]],
-        )  # fmt: skip
-        memory = state["memory"].to(carried.dtype).index_add(0, live, carried)
+        written = write(token.v, weight, self._mimo_x, self.implementation)
+        memory = None
+        if state is not None:
+            carried = torch.einsum(
+                "nrhk,nrhv,nh->nhkv",
+                state["k_last"][live], ranked(state["v_last"][live], self._mimo_x), token.back[ragged.cu_seqlens[live]],
+            )  # fmt: skip
+            memory = state["memory"].to(carried.dtype).index_add(0, live, carried)
         o, memory = delta_rule(
             q.flatten(0, 1)[None], k.flatten(0, 1)[None], None, written.flatten(0, 1)[None],
             nn.functional.pad(token.g[:, None], (0, 0, 0, rank - 1)).flatten(0, 1)[None],
             memory, [rank * n for n in ragged.starts],
             diag=(token.own / weight).repeat_interleave(rank, 0)[None], rank=rank, implementation=self.implementation,
         )  # fmt: skip
-        return o[0].unflatten(0, (-1, rank)), memory
+        return o.squeeze(0).unflatten(0, (-1, rank)), memory
 
     def _output(self, o: Tensor, token: _Token) -> Tensor:
         c = self.config
-        y = o + self.D[:, None].to(o.dtype) * self._ranked(token.v)  # [T, R, H, P]
-        if c.out_norm:
-            y = numerics.rms_norm(y, self.norm.weight.view(c.n_heads, c.d_head), c.norm_eps)
-        if c.rank is None:
-            y = (y * numerics.silu(token.z)[:, None])[:, 0]
-        else:
-            y = y * numerics.silu(token.z[:, None] * self.mimo_z.transpose(0, 1)) * self.mimo_o.transpose(0, 1)
-            y = y.sum(1)
-        return self.out_proj(y.flatten(1).to(token.v.dtype))
+        x, z, out = (None, None, None) if c.rank is None else (self.mimo_x, self.mimo_z, self.mimo_o)
+        norm = self.norm.weight.view(c.n_heads, c.d_head) if c.out_norm else None
+        y = read(o, token.v, token.z, Mixing(self.D, x, z, out, norm), c.norm_eps, self.implementation)
+        return self.out_proj(y.flatten(1))
 
     def new_state(self, n: int) -> LayerState:
         c, weight = self.config, self.in_proj.weight
@@ -300,25 +275,3 @@ class Mamba3(Mixer):
 def heavy_tail(x: Tensor) -> Tensor:
     """1 + x from zero on, 1 / (1 - x) below it."""
     return torch.where(x >= 0, 1 + x, 1 / (1 + x.abs()))
-
-
-def units(turns: Tensor) -> Tensor:
-    """Turns to whole units, int64."""
-    return (turns.detach() * TURN).round().long()
-
-
-def as_units(phase: Tensor) -> Tensor:
-    """A phase, in units or in turns, wrapped into int32."""
-    phase = units(phase) if phase.is_floating_point() else phase.long()
-    return ((phase + TURN // 2) % TURN - TURN // 2).to(torch.int32)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, in_halves: bool) -> Tensor:
-    """Rotate the first J pairs of the last axis of x [..., K] by the angles of cos, sin [..., J]; the rest stays."""
-    pairs = cos.shape[-1]
-    if in_halves:
-        a, a_rest, b, b_rest = x.split([pairs, x.shape[-1] // 2 - pairs] * 2, dim=-1)
-        return torch.cat([a * cos - b * sin, a_rest, a * sin + b * cos, b_rest], -1)
-    turned, rest = x.split([2 * pairs, x.shape[-1] - 2 * pairs], dim=-1)
-    a, b = turned[..., 0::2], turned[..., 1::2]
-    return torch.cat([torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2), rest], -1)

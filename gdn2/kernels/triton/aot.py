@@ -23,6 +23,7 @@ from triton.backends.compiler import GPUTarget
 from gdn2.errors import UserError
 from gdn2.kernels import delta_rule, delta_step, delta_tokens
 from gdn2.kernels.layer import Gates, Raw, fold_gates, gated_norm
+from gdn2.kernels.mamba3 import Mixing, Shared, Turning, read, turn, write
 from gdn2.ragged import Ragged
 
 TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
@@ -215,6 +216,30 @@ def _prologue(tied: bool, decay: int, key: int = 128, value: int = 128, heads: i
     y.backward(torch.empty_like(y))
 
 
+def _mamba3(rank: int | None, norm: bool = False, heads: int = 64, width: int = 64, key: int = 128) -> None:
+    """What surrounds the operator in Mamba-3, forward and backward."""
+    rows, tokens, fp32 = rank or 1, 32768, torch.float32
+    how = Turning(heads, 1, rows, key, key // 4, rank is not None, 1e-5)
+    b, c = (
+        Shared(_meta(tokens, rows * key, grad=True), _meta(key, dtype=fp32, grad=True),
+               _meta(heads, rows, key, dtype=fp32, grad=True))
+        for _ in "bc"
+    )  # fmt: skip
+    ragged = Ragged([4096] * (tokens // 4096), "meta")
+    theta = _meta(ragged.n_sequences, heads, how.pairs, dtype=torch.int32)
+    dt = _meta(tokens, heads, dtype=fp32, grad=True)
+    k, q, _ = turn(b, c, dt, _meta(tokens, how.pairs, grad=True), theta, ragged, how, "triton")
+    torch.autograd.backward([k, q], [torch.empty_like(k), torch.empty_like(q)])
+    v, z = (_meta(tokens, heads, width, grad=True) for _ in "vz")
+    x, gate, out = (None if rank is None else _meta(heads, rank, width, dtype=fp32, grad=True) for _ in range(3))
+    y = write(v, _meta(tokens, heads, dtype=fp32, grad=True), x, "triton")
+    y.backward(torch.empty_like(y))
+    weight = _meta(heads, width, dtype=fp32, grad=True) if norm else None
+    mixing = Mixing(_meta(heads, dtype=fp32, grad=True), x, gate, out, weight)
+    y = read(_meta(tokens, rows, heads, width, grad=True), v, z, mixing, 1e-5, "triton")
+    y.backward(torch.empty_like(y))
+
+
 CONFIGS: dict[str, Callable[[], None]] = {
     "gdn2": lambda: _operator(),
     "gdn2 fp32": lambda: _operator(dtype=torch.float32),
@@ -240,6 +265,9 @@ CONFIGS: dict[str, Callable[[], None]] = {
     "layer kda": lambda: _prologue(tied=True, decay=2),
     "layer gdn": lambda: _prologue(tied=True, decay=1, key=256, value=256, heads=6),
     "layer deltanet": lambda: _prologue(tied=True, decay=0),
+    "layer mamba3": lambda: _mamba3(None),
+    "layer mamba3 norm": lambda: _mamba3(None, norm=True),
+    "layer mamba3 mimo": lambda: _mamba3(4),
 }
 """Everything that ships: the mixers at the widths of the published models, KDA being GDN-2 with tied gates."""
 
