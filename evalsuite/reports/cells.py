@@ -38,7 +38,7 @@ TASKS = {
     "qa_2": "QA-2",
 }
 
-UNBOUNDED = PERPLEXITIES | {"bits_per_byte"}  # no shares, whatever their values
+UNBOUNDED = PERPLEXITIES | {"bits_per_byte", "value_logprob", "value_rank"}  # no shares, whatever their values
 
 
 def task_label(task: str) -> str:

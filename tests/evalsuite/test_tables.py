@@ -170,11 +170,13 @@ def test_seeds_are_pooled_and_named(rows):
     assert any(note.text == "Seeds: 7, 42." for note in table.notes)
 
 
-def test_scores_that_are_no_shares_are_left_out_and_named(rows):
-    other = [dataclasses.replace(r, metric="word_perplexity", score=17.5) for r in rows]
+@pytest.mark.parametrize(("metric", "score"), [("word_perplexity", 17.5), ("value_rank", 1.0), ("value_logprob", 0.0)])
+def test_scores_that_are_no_shares_are_left_out_and_named(rows, metric, score):
+    """Whatever their values: a rank that is always 1 is not 100 %."""
+    other = [dataclasses.replace(r, metric=metric, score=score) for r in rows]
     table = build(rows + other, published="none")
     assert len(table.columns) == 2
-    assert any(note.values == ("word_perplexity",) for note in table.notes)
+    assert any(note.values == (metric,) for note in table.notes)
 
 
 def test_a_task_without_lengths_has_one_column(rows):

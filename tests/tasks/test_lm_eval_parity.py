@@ -98,8 +98,7 @@ def test_lm_eval_driving_our_model_gives_our_engines_bits(parity: ModuleType, fe
 def test_lm_eval_driving_our_model_gives_our_engines_bits_on_whole_sets(
     parity: ModuleType, home: Path, tmp_path: Path
 ) -> None:
-    names = ["piqa", "openbookqa", "winogrande", "lambada_openai"]
-    assert driven(parity, home, names, tmp_path) == sum(REQUESTS[name] for name in names)
+    assert driven(parity, home, NAMES, tmp_path) == sum(REQUESTS.values())
 
 
 def test_a_model_in_half_precision_is_summed_in_single(
