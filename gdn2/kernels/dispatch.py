@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from gdn2 import env
 from gdn2.kernels import chunked, numba, reference, tokens
 from gdn2.kernels.contract import Rows, sequence_lengths
 
@@ -25,10 +26,12 @@ def choose(
     """The implementation for inputs of `dtype` on `device`: what was asked for, else `default`.
 
     Raises:
-        ValueError: an unknown name, or numba where it is not installed or gradients are wanted.
+        ValueError: an unknown name, numba where it is not installed or gradients are wanted, or triton on a CPU.
     """
     if wish is not None and wish not in get_args(Implementation):
         raise ValueError(f"implementation must be one of {', '.join(get_args(Implementation))}, got {wish!r}")
+    if wish == "triton" and device.type == "cpu" and env.get("TRITON_INTERPRET") in ("", "0"):
+        raise ValueError("implementation triton needs a GPU, or TRITON_INTERPRET=1; device is cpu")
     if wish == "numba" and not (numba.available() and device.type == "cpu"):
         raise ValueError(f"implementation numba needs a CPU and numba installed; device is {device}")
     if wish == "numba" and torch.is_grad_enabled():

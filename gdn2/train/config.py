@@ -197,15 +197,29 @@ def _unknown(preset: object) -> str:
     return f"preset {str(preset)[:60]!r} is unknown; {hint}"
 
 
+# By table: values above 0, and values from 0.
+_BOUNDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "optimizer": (("lr", "clip", "accumulate", "eps"), ("warmup_steps", "weight_decay")),
+    "run": (("steps", "max_seconds", "log_every", "evaluate_every", "checkpoint_every"), ("workers", "seed")),
+    "stages": (("steps", "batch_tokens"), ("until",)),
+    "evaluate": (("documents",), ()),
+}
+
+
 def _check(config: TrainConfig) -> None:
     """Refuse values out of range."""
-    positive = {"optimizer": ("lr", "clip", "accumulate", "eps"), "run": ("steps", "log_every", "checkpoint_every")}
-    for table, names in positive.items():
-        for name in names:
-            value = getattr(getattr(config, table), name)
-            if not 0 < value < float("inf"):
-                raise ConfigError((table, name), f"{name} {value} must be above 0")
-    if config.optimizer.min_lr < 0 or config.optimizer.min_lr > config.optimizer.lr:
+    for key, (positive, natural) in _BOUNDS.items():
+        entry = getattr(config, key)
+        for i, table in enumerate(entry) if isinstance(entry, tuple) else [(None, entry)]:
+            where = (key,) if i is None else (key, i)
+            for name in (*positive, *natural):
+                if (value := getattr(table, name)) is None:
+                    continue
+                if name in positive and not 0 < value < float("inf"):
+                    raise ConfigError((*where, name), f"{name} {value} must be above 0")
+                if name in natural and not 0 <= value < 1 << 63:
+                    raise ConfigError((*where, name), f"{name} {value} must be 0 or more, and below 2^63")
+    if not 0 <= config.optimizer.min_lr <= config.optimizer.lr:
         raise ConfigError(("optimizer", "min_lr"), f"min_lr {config.optimizer.min_lr} must lie in [0, lr]")
     if config.run.stored not in (None, "float32", "bfloat16", "float16"):
         raise ConfigError(("run", "stored"), f"stored {config.run.stored!r} must be float32, bfloat16 or float16")

@@ -22,7 +22,9 @@ import torch
 
 from gdn2.checkpoints import native
 from gdn2.errors import StorageError, UserError
+from gdn2.kernels.dispatch import choose
 from gdn2.models import Decoder
+from gdn2.tokenizer import load_tokenizer
 from gdn2.train import saves
 from gdn2.train.config import Documents, Evaluation, TrainConfig
 from gdn2.train.data import Batch, Batches, Opening, SourceFactory, Split, make_batch
@@ -73,7 +75,8 @@ def train(
         say: is told each line of progress.
 
     Raises:
-        UserError: `out` holds another run, a source is unknown, or its options are refused.
+        UserError: `out` holds another run, a source is unknown, or its options are refused; tokenizer, vocabulary and
+            kernels do not go together with the device and each other.
     """
     run = _Run(config, out, sources, torch.device(device), say)
     try:
@@ -91,6 +94,7 @@ class _Run:
         self.stopped: int | None = None
         self.ahead: dict[int, Batches] = {}
         self.stepper: tuple[int, Stepper] | None = None
+        _check(config, device)
         self.held_out = [(entry, self._held_out(entry)) for entry in config.evaluate]
         self.model = Decoder(config.model)
         self.model.reset_parameters(config.run.seed, config.run.mixer_gain)
@@ -250,6 +254,17 @@ class _Run:
     def close(self) -> None:
         for batches in self.ahead.values():
             batches.close()
+
+
+def _check(config: TrainConfig, device: torch.device) -> None:
+    """Refuse what only the tokenizer's file and the device can tell."""
+    size = load_tokenizer(config.tokenizer, "no").vocab_size
+    if size > config.model.vocab_size:
+        raise UserError(f"vocab_size {config.model.vocab_size} is less than the {size} of {config.tokenizer}")
+    try:
+        choose(device, config.run.kernels)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(f"kernels of [run]: {error}") from error
 
 
 def _longest(entry: Documents) -> int:

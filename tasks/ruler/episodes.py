@@ -77,8 +77,8 @@ class Mixture:
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.kinds if kind not in KINDS]
-        if unknown or not self.kinds or min(self.kinds.values()) < 0 or sum(self.kinds.values()) <= 0:
-            raise UserError(f"kinds {dict(self.kinds)} must give weights >= 0 to some of {', '.join(KINDS)}")
+        if unknown or not self.kinds or min(self.kinds.values()) < 0 or not 0 < sum(self.kinds.values()) < math.inf:
+            raise UserError(f"kinds {dict(self.kinds)} must give finite weights >= 0 to some of {', '.join(KINDS)}")
         for name in ("length", "needles", "questions"):
             low, high = getattr(self, name)
             if not 1 <= low <= high:

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from gdn2.train.config import TrainConfig, parse
+from tests.gdn2.train.sources import TOKENIZER
 
 
 @pytest.fixture
 def tiny(tmp_path: Path):
     """`tiny(**tables)`: a configuration; each keyword is merged into the table of that name."""
-    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text(TOKENIZER)
 
     def make(**tables: object) -> TrainConfig:
         data = {

@@ -6,6 +6,8 @@ import numpy as np
 
 from gdn2.errors import UserError
 
+TOKENIZER = '{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}'
+
 
 class Copies:
     def __init__(self, seed: int, split: str, length: tuple[int, int]) -> None:

@@ -21,7 +21,7 @@ from gdn2.models.presets import SCALES
 from gdn2.train import loop
 from gdn2.train.data import Batch, make_batch
 from gdn2.train.loop import train
-from tests.gdn2.train.sources import open_copies
+from tests.gdn2.train.sources import TOKENIZER, open_copies
 
 SOURCES = {"copies": open_copies}
 WEIGHTS = Path("model") / native.WEIGHTS
@@ -192,7 +192,7 @@ batch_tokens = 60
 
 
 def test_kill_9_in_the_middle_and_resume_ends_with_the_same_bits(tmp_path: Path, root: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text(TOKENIZER)
     (tmp_path / "c.toml").write_text(CONFIG)
 
     def start(out: str) -> subprocess.Popen:
