@@ -102,7 +102,41 @@ def read(directory: Path) -> dict[str, Any]:
     for name, kind in {"id": str, "identity": dict, "model": dict, "totals": dict, "invocations": list}.items():
         if not isinstance(content.get(name), kind):
             raise DataError(f"cannot read {path}: {name} is missing or not a {kind.__name__}")
+    if odd := _odd_entry(content):
+        raise DataError(f"cannot read {path}: {odd} is not what a run writes there")
+    # The rest is there to be shown: what is no object where a run writes one says nothing.
+    for holder, name in [(content["model"], "details")] + [
+        (invocation, name) for invocation in content["invocations"] for name in ("passed", "provenance")
+    ]:
+        if not isinstance(holder.get(name, {}), dict):
+            holder[name] = {}
     return content
+
+
+# Of a cell that an invocation asked, and the types of what readers take from it.
+_CELL: dict[str, tuple[type, ...]] = {
+    "task": (str,), "task_version": (int,), "protocol": (str,), "data": (str,), "length": (int, type(None)),
+    "samples": (int,), "complete": (int, type(None)),
+}  # fmt: skip
+
+
+def _odd_entry(content: Mapping[str, Any]) -> str:
+    """The first entry of another type than a run writes among those that readers count with, "" without one."""
+    if odd := [name for name, value in content["totals"].items() if type(value) not in (int, float)]:
+        return f"totals.{odd[0]}"
+    for number, invocation in enumerate(content["invocations"]):
+        where = f"invocations[{number}]"
+        if not isinstance(invocation, dict):
+            return where
+        if not isinstance(invocation.get("resolved", []), list):
+            return f"{where}.resolved"
+        for place, cell in enumerate(invocation.get("resolved", ())):
+            if not isinstance(cell, dict):
+                return f"{where}.resolved[{place}]"
+            said = {"complete": None} | cell  # which older runs do not say
+            if odd := [name for name, kinds in _CELL.items() if name not in said or type(said[name]) not in kinds]:
+                return f"{where}.resolved[{place}].{odd[0]}"
+    return ""
 
 
 def rate(directory: Path) -> float | None:

@@ -109,9 +109,10 @@ def sample(directory: Path, sample_id: str, warn: Warn) -> list[Record]:
 def passed(directory: Path) -> dict[str, Any]:
     """The user's settings of the last invocation. Raises DataError where there are none."""
     invocations = runfile.read(directory)["invocations"]
-    if not invocations or not isinstance(invocations[-1].get("passed"), dict):
+    found = invocations[-1].get("passed", {}) if invocations else {}
+    if not all(isinstance(found.get(name), str) for name in ("model", "device")):
         raise DataError(f"cannot read {directory / runfile.NAME}: it holds no settings")
-    return dict(invocations[-1]["passed"])
+    return dict(found)
 
 
 Table = tuple[Sequence[str], list[tuple[object, ...]]]

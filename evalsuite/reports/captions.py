@@ -31,8 +31,9 @@ def _software(records: Records) -> tuple[str, ...]:
     for run in records.runs.values():
         for invocation in run["invocations"]:
             provenance = invocation.get("provenance", {})
-            packages, code = provenance.get("packages", {}), provenance.get("code", {})
+            parts = (provenance.get(name) for name in ("packages", "code"))
+            packages, code = (part if isinstance(part, dict) else {} for part in parts)
             commit = str(code.get("commit", ""))[:10] + ("+changes" if code.get("dirty") else "")
-            own = " ".join(filter(None, ["gdn2-eval", packages.get("gdn2-eval"), commit]))
+            own = " ".join(filter(None, ["gdn2-eval", str(packages.get("gdn2-eval") or ""), commit]))
             found.add(f"{own}, torch {packages.get('torch', '?')}")
     return tuple(sorted(found))

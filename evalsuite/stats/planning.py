@@ -7,6 +7,7 @@ from gdn2.errors import UserError
 
 SCORES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 CORRELATIONS = (0.0, 0.3, 0.5, 0.7)
+LEAST = 0.001  # percentage points: less would take more samples than there will ever be
 Table = tuple[tuple[str, ...], list[tuple[object, ...]]]
 
 
@@ -16,8 +17,8 @@ def detect(points: float, power: float, tests: int) -> Table:
     `tests` is the size of the declared family: each test is made at 5 % / tests (Holm's first step, Bonferroni's all).
     """
     _check(power)
-    if not 0 < points < 100:
-        raise UserError(f"--detect {points:g} is not a difference in percentage points between 0 and 100")
+    if not LEAST <= points < 100:
+        raise UserError(f"--detect {points:g} is not a difference of {LEAST:g} to below 100 percentage points")
     header = ("score (%)", "unpaired", *(f"paired, r = {r:g}" for r in CORRELATIONS))
     rows: list[tuple[object, ...]] = []
     for p in SCORES:

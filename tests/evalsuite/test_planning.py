@@ -23,7 +23,22 @@ def test_differences_for_samples_agree_with_the_formulas():
     assert float(planning.given(2000, 0.8, 1)[1][0][1]) == pytest.approx(float(rows[0][1]) / 2, abs=0.1)
 
 
-@pytest.mark.parametrize(("points", "power"), [(0, 0.8), (100, 0.8), (-3, 0.8), (3, 1.0), (3, 0.2)])
+@pytest.mark.parametrize(
+    ("points", "power"),
+    [
+        (0, 0.8), (100, 0.8), (-3, 0.8), (1e-300, 0.8), (0.000999, 0.8), (float("nan"), 0.8), (float("inf"), 0.8),
+        (3, 1.0), (3, 0.2), (3, 0.4999), (3, float("nan")),
+    ],
+)  # fmt: skip
 def test_wrong_wishes_are_refused(points, power):
     with pytest.raises(UserError, match="--detect .* is not|--power .* is not"):
         planning.detect(points, power, 1)
+
+
+def test_the_smallest_difference_and_the_surest_test_have_an_answer():
+    header, rows = planning.detect(planning.LEAST, 0.999, 10**6)
+    assert all(isinstance(n, int) and n > 10**9 for row in rows for n in row[1:] if n != "-")
+    assert planning.detect(99.9, 0.5, 1)[1][0][1] >= 1
+    # A single sample shows nothing, and more of them always show less.
+    several = [[float(value) for value in planning.given(n, 0.8, 1)[1][0][1:]] for n in (10, 100, 10_000)]
+    assert all(a > b > c for a, b, c in zip(*several, strict=True))
