@@ -95,7 +95,7 @@ def finish(directory: Path, done: Done, status: str) -> None:
 def read(directory: Path) -> dict[str, Any]:
     """The content of a run's file. Raises DataError where it is missing, damaged or of a later version."""
     path = directory / NAME
-    content = read_json(path)
+    content: dict[str, Any] = read_json(path)
     version = content.get("version")
     if type(version) is int and version > VERSION:
         raise NewerSchemaError(f"{path}: version {version} is newer than {VERSION}: update gdn2-eval to read it")
@@ -104,13 +104,17 @@ def read(directory: Path) -> dict[str, Any]:
             raise DataError(f"cannot read {path}: {name} is missing or not a {kind.__name__}")
     if odd := _odd_entry(content):
         raise DataError(f"cannot read {path}: {odd} is not what a run writes there")
-    # The rest is there to be shown: what is no object where a run writes one says nothing.
-    for holder, name in [(content["model"], "details")] + [
-        (invocation, name) for invocation in content["invocations"] for name in ("passed", "provenance")
-    ]:
-        if not isinstance(holder.get(name, {}), dict):
-            holder[name] = {}
+    _empty_unless_object(content["model"], "details")
+    for invocation in content["invocations"]:
+        _empty_unless_object(invocation, "passed")
+        _empty_unless_object(invocation, "provenance")
     return content
+
+
+def _empty_unless_object(holder: dict[str, Any], name: str) -> None:
+    """What is only there to be shown says nothing where it is no object."""
+    if not isinstance(holder.get(name, {}), dict):
+        holder[name] = {}
 
 
 # Of a cell that an invocation asked, and the types of what readers take from it.

@@ -23,7 +23,8 @@ def test_a_name_that_is_safe_stays(name):
     [
         ("a/b", "a-b-"), ("../../etc/passwd", "etc-passwd-"), ("a b\tc", "a-b-c-"), ("x" * 49, f"{'x' * 48}-"),
         ("-a", "a-"), (".hidden", "hidden-"), ("a.", "a-"), ("", "x-"), ("///", "x-"), ("CON", "x-"), ("nul.txt", "x-"),
-        ("Lpt9", "x-"), ("com0.tar.gz", "x-"), ("模型", "x-"), ("modèle", "mod-le-"), ("\ud800", "x-"), ("a" * 47 + "-b", f"{'a' * 47}-"),
+        ("Lpt9", "x-"), ("com0.tar.gz", "x-"), ("模型", "x-"), ("modèle", "mod-le-"), ("\ud800", "x-"),
+        ("a" * 47 + "-b", f"{'a' * 47}-"),
     ],
 )  # fmt: skip
 def test_a_name_that_is_not_gets_its_digest(name, begin):
