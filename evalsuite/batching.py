@@ -2,7 +2,8 @@
 
 Contexts are merged into a forest over blocks of `chunk` tokens: two contexts share their common prefix, rounded down to
 whole blocks, and equal contexts share everything. Reading from a state is bit for bit the same as reading on where the
-cut is a multiple of the chunk length, so an answer never depends on what it was merged with.
+cut is a multiple of the chunk length, so an answer never depends on what it was merged with. A stretch whose sharing
+saves too little to be worth a batch of its own is read by each of those behind it instead.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ class Segment:
     contexts: list[int] = field(default_factory=list)  # the contexts that end here
 
 
-def share(contexts: Sequence[Ids], chunk: int, *, merge: bool = True) -> list[Segment]:
+def share(contexts: Sequence[Ids], chunk: int, *, merge: bool = True, worth: int = 0) -> list[Segment]:
     """Cut contexts into a forest of segments.
 
     Args:
         contexts: token ids from the first token of each sequence.
         chunk: tokens; contexts part at multiples of it.
         merge: off gives every context a segment of its own.
+        worth: tokens that the sharing of a stretch must save, or else it is read more than once.
     """
     if not merge:
         return [Segment(ids, None, contexts=[i]) for i, ids in enumerate(contexts)]
@@ -53,7 +55,32 @@ def share(contexts: Sequence[Ids], chunk: int, *, merge: bool = True) -> list[Se
             continue
         path.append((_add(segments, ids[begin:], parent), len(ids)))
         segments[path[-1][0]].contexts.append(index)
-    return segments
+    return _without_small_savings(segments, worth) if worth else segments
+
+
+def _without_small_savings(segments: list[Segment], worth: int) -> list[Segment]:
+    """The forest without the inner segments that save fewer than `worth` tokens: those behind them begin with theirs.
+
+    From the roots on, so that what a segment took over counts for it.
+    """
+    kept: list[Segment] = []
+    waiting: list[tuple[Segment, int | None]] = [(segment, None) for segment in segments if segment.parent is None]
+    while waiting:
+        segment, parent = waiting.pop()
+        readers = len(segment.children) + bool(segment.contexts)
+        children = [segments[child] for child in segment.children]
+        if children and len(segment.ids) * (readers - 1) < worth:
+            for child in children:
+                child.ids = np.concatenate([segment.ids, child.ids])
+            waiting += [(child, parent) for child in children]
+            if not segment.contexts:
+                continue
+            children = []
+        kept.append(Segment(segment.ids, parent, contexts=segment.contexts))
+        if parent is not None:
+            kept[parent].children.append(len(kept) - 1)
+        waiting += [(child, len(kept) - 1) for child in children]
+    return kept
 
 
 def _common(a: Ids, b: Ids) -> int:

@@ -27,6 +27,19 @@ def _compiled(x: Tensor) -> ModuleType | None:
     return numba if numba.available() else None
 
 
+def _fused(x: Tensor) -> ModuleType | None:
+    """One kernel or loop for several operations, where there is one for `x`."""
+    if not x.is_cuda or x.dtype == torch.float64 or torch.is_grad_enabled():
+        return _compiled(x)
+    from gdn2.kernels.dispatch import choose
+
+    if choose(x.device, None, x.dtype) != "triton":
+        return None
+    from gdn2.kernels.triton import rows
+
+    return rows
+
+
 def sigmoid(x: Tensor) -> Tensor:
     if loops := _compiled(x):
         return loops.activation(x, "sigmoid")
@@ -41,8 +54,8 @@ def silu(x: Tensor) -> Tensor:
 
 def silu_times(x: Tensor, by: Tensor) -> Tensor:
     """silu(x) * by, for two tensors of one shape."""
-    if loops := _compiled(x):
-        return loops.silu_times(x, by)
+    if (fused := _fused(x)) and x.dtype == by.dtype:
+        return fused.silu_times(x, by)
     return silu(x) * by
 
 
@@ -60,8 +73,8 @@ def softplus(x: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis, in fp32, returned in x's dtype."""
-    if loops := _compiled(x):
-        return loops.rms_norm(x, weight, eps)
+    if fused := _fused(x):
+        return fused.rms_norm(x, weight, eps)
     wide = x.float() if x.dtype != torch.float64 else x
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight.to(x.dtype)
 

@@ -46,7 +46,8 @@ SURFACE = {
     "train": "config --out --preset --device",
     "doctor": "--compile --target --only",
     "bench kernels": "--ops --mixers --only --peer-shapes --rounds --device --out",
-    "bench engine": "--model --lengths --against --prompts --new-tokens --batches --rounds --device --dtype --out",
+    "bench engine": "--model --lengths --against --prompts --new-tokens --batches --rounds --device --dtype --only "
+    "--out",
     "data fetch": "names --to --tokenizer",
     "data check": "directory",
     "data import": "task file --to",

@@ -52,14 +52,12 @@ def append(ids: list[int], token: int, request: Generate, tokenizer: Tokenizer) 
 
 
 class Decoding:
-    """Generations under way. `answer` is told (index, response) of each that ends, `note` what a user should know."""
+    """Generations under way. `answer` is told (index, response) of each that ends."""
 
     def __init__(
-        self, model: Decoder, tokenizer: Tokenizer, slots: int, answer: Callable[[int, Response], None],
-        note: Callable[[str], None] = lambda text: None,
-    ) -> None:  # fmt: skip
+        self, model: Decoder, tokenizer: Tokenizer, slots: int, answer: Callable[[int, Response], None]
+    ) -> None:
         self.model, self.tokenizer, self.slots, self._answer = model, tokenizer, slots, answer
-        self._note = note
         self._device = model.embed.weight.device
         self._live: list[Generation] = []
         self._waiting: list[Generation] = []

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from evalsuite.types import Generate, LogLikelihood, Request
 from gdn2.errors import DeviceLostError
 from gdn2.models import Decoder, State
 
@@ -42,6 +43,17 @@ def cache_bytes_per_token(model: Decoder) -> int:
     """What each token adds to the keys and values of one sequence; 0 where memory does not grow with the context."""
     width = model.embed.weight.element_size() / 2  # costs are stated for two bytes a value
     return int(width * sum(layer.mixer.cost().bytes_per_token for layer in model.blocks()))
+
+
+def longest(request: Request) -> int:
+    """Tokens of the longest sequence that `request` makes the model remember."""
+    match request:
+        case Generate(prompt):
+            return len(prompt.ids) + request.max_tokens
+        case LogLikelihood(context, continuation):
+            return len(context.ids) + len(continuation.ids)
+        case _:
+            return min(len(request.document.ids), request.window or len(request.document.ids))
 
 
 def too_large(model: Decoder, tokens: int) -> str | None:

@@ -19,10 +19,11 @@ import torch
 
 from evalsuite.backends.decoding import Decoding, Generation
 from evalsuite.backends.describing import describe
-from evalsuite.backends.memory import Shelf, cache_bytes_per_token, held_budget, raise_if_lost, too_large
-from evalsuite.backends.pool import PooledDecoding
+from evalsuite.backends.memory import Shelf, held_budget, longest, raise_if_lost, too_large
+from evalsuite.backends.pool import Pool, PooledDecoding, pooled
 from evalsuite.backends.reading import CHUNK, Held, Job, Reader, Result, windows
 from evalsuite.backends.selfcheck import first_bad_part, self_check
+from evalsuite.backends.turns import Turn, Turns
 from evalsuite.batching import share
 from evalsuite.types import (
     EXACT,
@@ -50,6 +51,9 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
 # and more. Not measured on a GPU. The rule knows the request alone, so an answer does not depend on its neighbours.
 STEPPED = {"cpu": 2, "cuda": 0}
 
+# Tokens that the sharing of a stretch must save: a short stretch in a batch of its own leaves a GPU waiting.
+SHARING = {"cuda": 512}
+
 
 class NativeBackend:
     """Answers requests with a `Decoder`.
@@ -75,6 +79,7 @@ class NativeBackend:
         self.rounding = rounding
         self.device = model.embed.weight.device
         self.shelf = Shelf(held_budget(self.device))
+        self.pools: list[Pool] = []  # what the last call decoded in
         self.tokens_asked = self.tokens_read = 0  # by all calls so far
         self.events: list[dict[str, object]] = []  # each time memory was exhausted
 
@@ -122,6 +127,10 @@ class NativeBackend:
             "events": list(self.events),
         }
 
+    def note(self, text: str) -> None:
+        """Something a user should know, for the report."""
+        self.events.append({"event": text})
+
     def prefix(self) -> int:
         """What stands before a text that has nothing before it: BOS, else EOS, else token 0."""
         return next((i for i in (self.tokenizer.bos_id, self.tokenizer.eos_id) if i is not None), 0)
@@ -133,10 +142,9 @@ class _Work:
     def __init__(self, backend: NativeBackend, requests: Sequence[Request]) -> None:
         model = backend.model
         self.reader = Reader(model, backend.batch_tokens, backend.slots, backend.shelf, backend.rounding)
-        kind = PooledDecoding if backend.device.type == "cuda" and not cache_bytes_per_token(model) else Decoding
-        self.decoding = kind(
-            model, backend.tokenizer, backend.slots, self._answer, lambda text: backend.events.append({"event": text})
-        )
+        given = (model, backend.tokenizer, backend.slots, self._answer)
+        self.decoding = PooledDecoding(*given, backend.pools, backend.note) if pooled(model) else Decoding(*given)
+        self._turns = Turns()
         self.tokens_asked = 0
         self._backend, self._requests = backend, requests
         self._out: list[tuple[int, Response]] = []
@@ -145,7 +153,7 @@ class _Work:
         self._asking: list[int] = []  # the request of each context
         largest = 0  # tokens of a request that is known to fit
         for index, request in enumerate(requests):
-            needed = _longest(request)
+            needed = longest(request)
             if needed > largest and (reason := too_large(backend.model, needed)):
                 self._fail(index, reason)
                 continue
@@ -155,7 +163,8 @@ class _Work:
             else:
                 contexts.append(self._context(request))
                 self._asking.append(index)
-        self._segments = share(contexts, CHUNK, merge=backend.share_prefixes)
+        worth = SHARING.get(backend.device.type, 0)
+        self._segments = share(contexts, CHUNK, merge=backend.share_prefixes, worth=worth)
         self.tokens_asked += sum(len(ids) for ids in contexts)
         for number, segment in enumerate(self._segments):
             if segment.parent is None:
@@ -167,10 +176,13 @@ class _Work:
 
     def advance(self) -> None:
         """Read one batch or decode one token of every live sequence; where memory runs out, try less next time."""
-        reading = bool(self.reader) and not self.decoding.full
+        turn: Turn = "reading" if self.reader and not self.decoding.full else "decoding"
+        if turn == "reading" and self.decoding:
+            turn = self._turns.next()
+        call = self.reader.run_batch if turn == "reading" else self.decoding.step
         # Not inside a handler: the failed call's frame would hold on to its tensors.
-        if not (self._attempt(self.reader.run_batch) if reading else self._attempt(self.decoding.step)):
-            self._less(reading)
+        if not self._turns.take(turn, partial(self._attempt, call)):
+            self._less(turn == "reading")
 
     @staticmethod
     def _attempt(call: Callable[[], None]) -> bool:
@@ -186,6 +198,8 @@ class _Work:
         if backend.device.type == "cuda":
             torch.cuda.empty_cache()
         backend.shelf.shrink()
+        if not self.decoding:
+            backend.pools.clear()
         tokens = self.reader.batch_tokens
         if not reading:
             self._restart(self.decoding.restart())
@@ -344,17 +358,6 @@ def _heads(ending: Sequence[Request]) -> Ids | None:
     """First tokens of the continuations of requests whose contexts end somewhere; None where none ends."""
     firsts = [request.continuation.ids[:1] for request in ending if isinstance(request, LogLikelihood)]
     return (np.concatenate(firsts) if firsts else np.zeros(0, np.int32)) if ending else None
-
-
-def _longest(request: Request) -> int:
-    """Tokens of the longest sequence `request` makes the model remember."""
-    match request:
-        case Generate(prompt):
-            return len(prompt.ids) + request.max_tokens
-        case LogLikelihood(context, continuation):
-            return len(context.ids) + len(continuation.ids)
-        case _:
-            return min(len(request.document.ids), request.window or len(request.document.ids))
 
 
 def load(

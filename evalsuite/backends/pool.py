@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from evalsuite.backends.decoding import Decoding, Generation
-from evalsuite.backends.memory import taken
+from evalsuite.backends.memory import cache_bytes_per_token, taken
 from evalsuite.backends.reading import Coming, greedy
 from evalsuite.types import Response, Tokenizer
 from gdn2.models import Decoder, State
@@ -30,16 +30,21 @@ class _Sent(NamedTuple):
     tokens: Coming
 
 
-class _Pool:
-    """States of P sequences, their last tokens, and the step that moves both on."""
+class Pool:
+    """States of P sequences, their last tokens, and the step that moves both on, for the model as it is now."""
 
     def __init__(self, model: Decoder, size: int, note: Callable[[str], None]) -> None:
         self.model, self.size, self._note = model, size, note
+        self._made_for = _fingerprint(model)
         device = model.embed.weight.device
         self.state = model.new_state(size)
         self.tokens = torch.zeros(size, dtype=torch.int64, device=device)
         self.best = torch.zeros_like(self.tokens)
         self.step: Callable[[], object] = self._captured() if device.type == "cuda" else self._step
+
+    def serves(self, model: Decoder) -> bool:
+        """Whether `model` is still what the step was made for."""
+        return self._made_for == _fingerprint(model)
 
     def _step(self) -> None:
         logits = self.model.logits(self.model.step(self.tokens, self.state), stepped=True)
@@ -66,15 +71,31 @@ class _Pool:
         return graph.replay
 
 
+def pooled(model: Decoder) -> bool:
+    """Whether `model` decodes in a pool: on a GPU, unless it has caches that grow."""
+    return model.embed.weight.is_cuda and not cache_bytes_per_token(model)
+
+
+def _fingerprint(model: Decoder) -> tuple[object, ...]:
+    """What a captured step depends on: where the parameters lie, and how products are made."""
+    return model.fast, *(parameter.data_ptr() for parameter in model.parameters())
+
+
 class PooledDecoding(Decoding):
-    """Generations under way in a pool that doubles until it has all slots. See `Decoding`."""
+    """Generations under way in a pool that doubles until it has all slots. See `Decoding`.
+
+    Args:
+        pools: of earlier calls, and then that of this one: a capture takes as long as many steps.
+        note: told what a user should know.
+    """
 
     def __init__(
         self, model: Decoder, tokenizer: Tokenizer, slots: int, answer: Callable[[int, Response], None],
-        note: Callable[[str], None] = lambda text: None,
+        pools: list[Pool], note: Callable[[str], None] = lambda text: None,
     ) -> None:  # fmt: skip
-        super().__init__(model, tokenizer, slots, answer, note)
-        self._pool: _Pool | None = None
+        super().__init__(model, tokenizer, slots, answer)
+        self._pools, self._note = pools, note
+        self._pool: Pool | None = None
         self._places: list[Generation | None] = []  # whose each slot is
         self._sent: _Sent | None = None
 
@@ -85,6 +106,7 @@ class PooledDecoding(Decoding):
     def restart(self) -> list[Generation]:
         self._live = self._living
         self._pool, self._places, self._sent = None, [], None
+        self._pools.clear()
         return super().restart()
 
     def step(self) -> None:
@@ -134,7 +156,11 @@ class PooledDecoding(Decoding):
         old = self._pool
         if old is not None and old.size >= rows:
             return
-        pool = _Pool(self.model, min(self.slots, 1 << (rows - 1).bit_length()), self._note)
+        pool = next((x for x in self._pools if rows <= x.size <= self.slots and x.serves(self.model)), None)
+        if pool is None:
+            self._pools.clear()
+            pool = Pool(self.model, min(self.slots, 1 << (rows - 1).bit_length()), self._note)
+            self._pools.append(pool)
         if old is not None:
             here = list(range(old.size))
             pool.state.write(here, old.state)

@@ -1,7 +1,8 @@
 """Reads token stretches with a `Decoder`, many at once: packed rows, each going on from a state of its own.
 
 Work is a stack of jobs. The newest are read first, so few states are held at a time; a stretch longer than the token
-budget is read in pieces cut at multiples of the chunk length, so memory does not grow with the context.
+budget is read in pieces cut at multiples of the chunk length, so memory does not grow with the context. Stretches that
+others wait behind are read early, while there is little else to fill a batch with.
 
 Axes: N rows, T tokens of all rows together, D model width, V vocabulary.
 """
@@ -23,6 +24,10 @@ from gdn2.models import Decoder, State
 from gdn2.ragged import Ragged
 
 CHUNK = 64  # tokens; a sequence is cut only at multiples of it, where the numbers are those of one pass
+
+# Long sequences that are read side by side: a GPU runs the chunks of one sequence one after the other, and one alone
+# leaves most of it idle meanwhile.
+TOGETHER = {"cuda": 4}
 
 
 class Held(NamedTuple):
@@ -56,7 +61,7 @@ class Job:
     failed: Callable[[str], None]  # told why where the smallest budget was too large
     targets: Ids | None = None
     heads: Ids | None = None  # tokens to be scored after the last one; may be none: then the most likely is found
-    want_state: bool = False  # keep a copy of the state alone, not the whole batch it was read in
+    want_state: bool = False  # others go on from its end
     stepped: bool = False  # read token by token: for a few tokens whose last state nobody wants
     ranked: bool = False  # find the ranks of targets and heads
     logprobs: list[float] = field(default_factory=list)
@@ -123,24 +128,39 @@ class Reader:
         self.tokens_read = 0
         self._shelf = shelf
         self._whole: list[Job] = []
+        self._awaited: list[Job] = []  # others wait behind them
         self._stepped: list[Job] = []
         self._device = model.embed.weight.device
         self._rounding = rounding
+        self._together = TOGETHER.get(self._device.type, 1)
         self._ahead = self._device.type == "cuda"
         self._sent: _Found | None = None
 
     def push(self, job: Job) -> None:
-        (self._stepped if job.stepped else self._whole).append(job)
+        self._stack_of(job).append(job)
         if job.source is not None:
             self._shelf.put(job.source.state)
 
-    def __bool__(self) -> bool:
-        return bool(self._stack) or self._sent is not None
+    def _stack_of(self, job: Job) -> list[Job]:
+        return self._stepped if job.stepped else self._awaited if job.want_state else self._whole
 
-    @property
-    def _stack(self) -> list[Job]:
-        """The jobs to read next: token by token first, since they are many and short and free their states."""
-        return self._stepped or self._whole
+    def __bool__(self) -> bool:
+        return bool(self._stepped or self._whole or self._awaited) or self._sent is not None
+
+    def _stacks(self) -> list[list[Job]]:
+        """Where to take the next batch from: token by token first, since they are many and short and free their states.
+
+        What others wait behind goes before the rest only while the rest does not fill two batches, so that a chain of
+        such stretches takes along what would else be left over, and not all of its states are held at once.
+        """
+        if self._stepped:
+            return [self._stepped]
+        room = 2 * self.batch_tokens
+        for job in reversed(self._whole):
+            room -= len(job.ids)
+            if room <= 0:
+                return [self._whole, self._awaited]
+        return [self._awaited, self._whole]
 
     def run_batch(self) -> None:
         """Read one batch of jobs and tell each job of this one, or of the one before, that is through.
@@ -149,12 +169,13 @@ class Reader:
             torch.OutOfMemoryError: the device's memory is exhausted; the jobs wait as before.
         """
         found = None
-        if self._stack:
-            jobs, pieces = self._take()
+        jobs, pieces = self._take()
+        if jobs:
             try:
                 found = self._read(jobs, pieces)
             except torch.OutOfMemoryError:
-                (self._stepped if jobs[0].stepped else self._whole).extend(jobs[::-1])
+                for job in reversed(jobs):
+                    self._stack_of(job).append(job)
                 raise
             self.tokens_read += sum(map(len, pieces))
         ready, self._sent = (self._sent, found) if self._ahead else (found, None)
@@ -165,6 +186,7 @@ class Reader:
     def _tell(self, found: _Found) -> None:
         """Hand a batch's results to its jobs; those that are not through wait for their next piece."""
         scores, heads, bests = (iter(x.numbers()) for x in (found.scores, found.heads, found.best))
+        going_on = []
         for row, (job, piece) in enumerate(zip(found.jobs, found.pieces, strict=True)):
             if job.targets is not None:
                 scored = list(islice(scores, len(piece)))
@@ -178,7 +200,9 @@ class Reader:
             else:
                 job.ids, job.source = job.ids[len(piece) :], found.held[row]
                 job.targets = None if job.targets is None else job.targets[len(piece) :]
-                self.push(job)
+                going_on.append(job)
+        for job in reversed(going_on):  # the first one is taken first again
+            self.push(job)
 
     def shrink(self) -> bool:
         """Halve the budgets after memory was exhausted; False where they are the smallest already."""
@@ -189,18 +213,27 @@ class Reader:
         return True
 
     def give_up(self, reason: str) -> None:
-        """Let the newest job fail."""
-        self._stack.pop().failed(reason)
+        """Let the job that would be read next fail."""
+        next(stack for stack in self._stacks() if stack).pop().failed(reason)
 
     def _take(self) -> tuple[list[Job], list[Ids]]:
-        """The newest jobs of one form that fit the budget; only a job alone in its batch is cut."""
+        """The newest jobs of one form, and as much of each as fits the budget."""
         jobs: list[Job] = []
+        pieces: list[Ids] = []
+        stacks = self._stacks()
         room = self.batch_tokens
-        stack = self._stack
-        while stack and len(jobs) < self.rows and (not jobs or len(stack[-1].ids) <= room):
-            jobs.append(stack.pop())
-            room -= len(jobs[-1].ids)
-        return jobs, [job.ids[: self.batch_tokens] for job in jobs]
+        most = max(room // min(self._together, max(sum(map(len, stacks)), 1)), CHUNK)
+        for stack in stacks:
+            while stack and len(jobs) < self.rows:
+                piece = stack[-1].ids
+                if len(piece) > min(room, most):
+                    piece = piece[: min(room, most) // CHUNK * CHUNK]
+                    if jobs and len(piece) < min(most, self.batch_tokens // 4):
+                        break  # not worth a state of its own
+                jobs.append(stack.pop())
+                pieces.append(piece)
+                room -= len(piece)
+        return jobs, pieces
 
     def _read(self, jobs: list[Job], pieces: list[Ids]) -> _Found:
         """Run the model on the jobs' next pieces; changes nothing."""
@@ -211,8 +244,9 @@ class Reader:
         else:
             ids = self._sent_over(np.concatenate(pieces))
             hidden, state = self.model(ids, ragged, self._sources(jobs))
-            alone = [job.want_state or len(piece) < len(job.ids) for job, piece in zip(jobs, pieces, strict=True)]
-            held = [Held(state.select([row]), 0) if copy else Held(state, row) for row, copy in enumerate(alone)]
+            kept = [job.want_state or len(piece) < len(job.ids) for job, piece in zip(jobs, pieces, strict=True)]
+            few = 2 * sum(kept) < len(jobs)  # they would hold on to the states of all
+            held = [Held(state.select([row]), 0) if few and keep else Held(state, row) for row, keep in enumerate(kept)]
         scores = Coming(self._scores(jobs, pieces, hidden, ragged))
         heads, best = self._ends(jobs, pieces, hidden, ragged)
         return _Found(jobs, pieces, held, scores, Coming(heads), Coming(best))
@@ -224,7 +258,7 @@ class Reader:
 
     def _step(self, jobs: Sequence[Job], ragged: Ragged) -> tuple[Tensor, State]:
         """Read the jobs token by token: hidden [T, D] in packed order, and the state of those read last."""
-        state = self._sources(jobs) or self.model.new_state(len(jobs))
+        state = self._sources(jobs, copied=True) or self.model.new_state(len(jobs))
         live = list(range(len(jobs)))
         parts: list[Tensor] = []
         places: list[int] = []
@@ -240,8 +274,12 @@ class Reader:
         hidden[torch.tensor(places, device=self._device)] = read
         return hidden, state
 
-    def _sources(self, jobs: Sequence[Job]) -> State | None:
-        """The states the rows go on from; rows of one batch are selected together."""
+    def _selected(self, state: State, rows: list[int], copied: bool) -> State:
+        whole = rows == list(range(state.n_sequences)) and state.seen.device == self._device
+        return state if whole and not copied else taken(state, rows, self._device)
+
+    def _sources(self, jobs: Sequence[Job], copied: bool = False) -> State | None:
+        """The states the rows go on from, which may be those that were held unless they must be `copied`."""
         if all(job.source is None for job in jobs):
             return None
         parts: list[State] = []
@@ -251,7 +289,7 @@ class Reader:
             run.append(0 if job.source is None else job.source.row)
             after = following.source.state if following is not None and following.source is not None else None
             if following is None or after is not state:
-                parts.append(self.model.new_state(len(run)) if state is None else taken(state, run, self._device))
+                parts.append(self.model.new_state(len(run)) if state is None else self._selected(state, run, copied))
                 run = []
         return parts[0] if len(parts) == 1 else State.concat(parts)
 

@@ -47,6 +47,8 @@ Prompts = Annotated[int, typer.Option(min=1, max=10**4, help="Prompts of each le
 NewTokens = Annotated[int, typer.Option(min=2, max=2**16, help="Tokens each of them generates.")]
 Batches = Annotated[str, typer.Option(help="Batch sizes of the contenders, separated by commas.")]
 
+OnlyWork = Annotated[str, typer.Option("--only", help="Leave out work without one of these names: generate,needles.")]
+
 Presets = Annotated[str, typer.Option("--models", help="Presets, separated by commas.", show_default="Figure 2's")]
 Shapes = Annotated[str, typer.Option(help="LENGTHxSEQUENCES of a step, separated by commas.")]
 Kernels = Annotated[
@@ -102,7 +104,7 @@ def _add_engine(group: typer.Typer, echo: Echo) -> None:
     def engine(
         model: EngineModel, lengths: Lengths = "4k", against: Against = "hf,lm-eval", prompts: Prompts = 4,
         new_tokens: NewTokens = 32, batches: Batches = "1,8", rounds: Rounds = 3, device: Device = "cuda",
-        dtype: Dtype = None, out: Out = Path("results"),
+        dtype: Dtype = None, only: OnlyWork = "", out: Out = Path("results"),
     ) -> None:  # fmt: skip
         """Time whole requests through this engine, transformers and lm-eval, with the same weights and tokens."""
         from evalsuite.bench import engine as bench
@@ -112,7 +114,7 @@ def _add_engine(group: typer.Typer, echo: Echo) -> None:
         check_writable(out / "bench")
         asked = bench.Asked(
             model, parse_lengths(lengths), tuple(_names(against)), prompts, new_tokens, _batches(batches), rounds,
-            device, dtype or ("float32" if device == "cpu" else "bfloat16"),
+            device, dtype or ("float32" if device == "cpu" else "bfloat16"), tuple(_names(only)),
         )  # fmt: skip
         bench.check(asked)
         echo(_line(bench.HEADER, ENGINE_WIDTHS))

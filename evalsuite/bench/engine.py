@@ -49,6 +49,7 @@ class Asked:
         prompts: of each length.
         new_tokens: of each generation.
         batches: of the contenders; the first is their default.
+        only: texts of which the name of a work must contain one; none leaves out nothing.
     """
 
     model: str
@@ -60,6 +61,7 @@ class Asked:
     rounds: int = 3
     device: str = "cpu"
     dtype: str = "float32"
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ def run(asked: Asked, tell: Callable[[Row], None]) -> dict[str, Any]:
         rows: list[Row] = []
         exhausted: list[str] = []
         for work in works(asked, backend.model.config.vocab_size):
+            if asked.only and not any(text in work.name for text in asked.only):
+                continue
             for row in measure(work, contenders, asked.rounds, device, exhausted.append):
                 rows.append(row)
                 tell(row)
@@ -300,12 +304,12 @@ def _steps(rows: Sequence[Row], generated: Row, asked: Asked) -> dict[str, float
     for row in rows:
         if row.work.startswith("generate") and (row.contender, row.batch) == (generated.contender, generated.batch):
             length = row.work.split()[1]
-            read = next(
-                r for r in rows
+            read = [
+                r.milliseconds.median for r in rows
                 if r.work == f"prefill {length}" and (r.contender, r.batch) == (row.contender, row.batch)
-            )  # fmt: skip
-            took = (row.milliseconds.median - read.milliseconds.median) / 1e3
+            ]  # fmt: skip
+            took = (row.milliseconds.median - sum(read)) / 1e3
             steps = (asked.new_tokens - 1) * -(-asked.prompts // (row.batch or asked.prompts))
-            if took > 0:
+            if read and took > 0:
                 out[length] = round(steps / took, 2)
     return out

@@ -6,6 +6,7 @@ Axes: B batch, T rows, N sequences, H key heads, Hv value heads, K key width, V 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +14,10 @@ import torch
 from torch import Tensor
 
 from gdn2.shapes import check
+
+SPLIT: ContextVar[bool] = ContextVar("long sequences may be split", default=True)
+"""A long sequence may be split into segments that are run side by side and joined. That rounds otherwise than running
+on from a state does, so whoever cuts sequences at will and wants the same bits turns it off."""
 
 
 @dataclass(frozen=True)

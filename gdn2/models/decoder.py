@@ -5,8 +5,8 @@ Axes: N sequences, T tokens of all sequences together (packed, never padded), D 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gdn2 import numerics
 from gdn2.kernels import Implementation
+from gdn2.kernels.contract import SPLIT
 from gdn2.mixers import Mixer, build
 from gdn2.mixers.conv import ShortConv
 from gdn2.mixers.linear import BLOCK, Linear, blocked, rows_at_once
@@ -127,8 +128,15 @@ class Decoder(nn.Module):
         state.seen += 1
         return self._final(x)
 
-    def _products(self, rows: Mapping[str, int]) -> AbstractContextManager[None]:
-        return rows_at_once(None if self.fast else rows.get(self.embed.weight.device.type, BLOCK))
+    @contextmanager
+    def _products(self, rows: Mapping[str, int]) -> Iterator[None]:
+        """Products of so many rows a block and, without gradients, no sequence split: it may be cut at will then."""
+        token = SPLIT.set(SPLIT.get() and (self.fast or torch.is_grad_enabled()))
+        try:
+            with rows_at_once(None if self.fast else rows.get(self.embed.weight.device.type, BLOCK)):
+                yield
+        finally:
+            SPLIT.reset(token)
 
     def _embedded(self, ids: Tensor) -> Tensor:
         x = self.embed(ids)

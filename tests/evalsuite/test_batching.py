@@ -40,3 +40,28 @@ def test_a_needle_at_every_depth_reads_the_haystack_about_half_as_often() -> Non
     texts = [np.concatenate([hay[:at], [i], hay[at:]]).astype(np.int32) for i, at in enumerate(range(0, 4000, 80))]
     read = sum(len(s.ids) for s in share(texts, 64))
     assert read < 0.55 * sum(len(t) for t in texts)
+
+
+@given(contexts, st.sampled_from([1, 2, 4]), st.sampled_from([1, 3, 8, 100]))
+def test_what_saves_little_is_read_more_than_once(texts: list[list[int]], chunk: int, worth: int) -> None:
+    given_ = [np.array(t, dtype=np.int32) for t in texts]
+    segments, all_shared = share(given_, chunk, worth=worth), share(given_, chunk)
+    found = {context: whole(segments, i) for i, s in enumerate(segments) for context in s.contexts}
+    assert found == dict(enumerate(texts))
+    for i, segment in enumerate(segments):
+        assert all(segments[child].parent == i for child in segment.children)
+        if segment.children:
+            assert len(segment.ids) * (len(segment.children) + bool(segment.contexts) - 1) >= worth
+            assert len(whole(segments, i)) % chunk == 0
+        else:
+            assert segment.contexts
+    read, least = (sum(len(s.ids) for s in x) for x in (segments, all_shared))
+    assert least <= read <= sum(map(len, texts))
+
+
+def test_a_chain_of_short_stretches_becomes_one_of_few_long_ones() -> None:
+    hay = np.arange(100, 4196, dtype=np.int32)
+    texts = [np.concatenate([hay[:at], [i], hay[at:]]).astype(np.int32) for i, at in enumerate(range(64, 4096, 64))]
+    segments, every = share(texts, 64, worth=512), share(texts, 64)
+    assert len([s for s in every if s.children]) > 60 and 6 <= len([s for s in segments if s.children]) <= 8
+    assert sum(len(s.ids) for s in segments) < 0.6 * sum(len(t) for t in texts)

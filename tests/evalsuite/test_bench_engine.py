@@ -168,6 +168,13 @@ def test_a_mixer_without_a_peer_is_said(tmp_path):
         engine.run(Asked("random:mamba2-huge", (128,), ()), print)
 
 
+def test_some_work_alone(quiet):
+    rows = []
+    result = engine.run(Asked("random:mamba2-tiny", (128,), (), 2, 3, (1,), 1, only=("needles", "gen")), rows.append)
+    assert [row.work for row in rows] == ["generate 128", "needles 128"]
+    assert result["decode_steps_per_s"] == {"ours 0": {}}
+
+
 def test_the_command(capsys, tmp_path, quiet):
     options = ["--model", "random:mamba2-tiny", "--lengths", "128", "--against", "", "--device", "cpu"]
     options += ["--prompts", "2", "--new-tokens", "3", "--rounds", "1", "--out", str(tmp_path)]

@@ -49,6 +49,23 @@ def test_nor_on_a_gpu_in_bf16(small, pattern, kernels):
         check(small, pattern, random.Random(seed), gpu=kernels)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+@pytest.mark.parametrize("pattern", [*PATTERNS[:1], *PATTERNS[4:6], *PATTERNS[7:8], PATTERNS[-1]], ids="+".join)
+def test_nor_on_the_cuts_of_long_sequences(small, pattern, kernels):
+    """Longer than what kernels do in one go or split by themselves."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    rng = random.Random(1)
+    front = small.prompt(rng, 5000).ids.tolist()
+    asked = [Generate(small.prompt(rng, n, front), 4) for n in (1, 1500, 8300)]
+    asked += [Generate(small.prompt(rng, n), 4) for n in (2100, 9001)]
+    asked += [LogLikelihood(small.prompt(rng, n), small.prompt(rng, 2)) for n in (1000, 4200)]
+    alone = [small.answers(small.make(pattern, 16384, gpu=kernels), [request])[0] for request in asked]
+    for tokens in (640, 4160, 8192):
+        assert small.answers(small.make(pattern, tokens, gpu=kernels), asked) == alone
+
+
 def check(small, pattern, rng, gpu=None):
     """Answer some requests alone, then shuffled and together under a random budget."""
     asked = draw(small, rng)

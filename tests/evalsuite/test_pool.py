@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from evalsuite.backends import native, pool
-from evalsuite.backends.decoding import Decoding
-from evalsuite.backends.pool import PooledDecoding
 from evalsuite.backends.reading import Coming, Reader, greedy
 from evalsuite.types import Decision, Generate, LogLikelihood
 
@@ -18,7 +16,7 @@ PATTERNS = [("gdn2", "gdn2"), ("mamba2", "window"), ("mamba3-mimo", "mamba3-siso
 @pytest.fixture
 def pooled(monkeypatch):
     """Backends made after this decode in a pool and look ahead while they read, as on a GPU."""
-    monkeypatch.setattr(native, "Decoding", PooledDecoding)
+    monkeypatch.setattr(native, "pooled", lambda model: True)
     made = Reader.__init__
 
     def ahead(self, *given):
@@ -51,7 +49,7 @@ def test_a_pool_says_what_single_steps_say(small, pattern, slots, pooled):
         found = small.answers(small.make(pattern, slots=slots), asked)
         ends |= {ended for *_, ended, _ in found}
         with pytest.MonkeyPatch.context() as plain:
-            plain.setattr(native, "Decoding", Decoding)
+            plain.setattr(native, "pooled", lambda model: False)
             assert found == small.answers(small.make(pattern), asked)
     assert len(ends) > 1
 
@@ -68,19 +66,36 @@ def test_requests_of_every_kind_are_read_ahead(small, pooled):
 
 def test_a_pool_grows_by_doubling_and_keeps_who_is_in_it(small, pooled, monkeypatch):
     sizes = []
-    made = pool._Pool.__init__
+    made = pool.Pool.__init__
 
     def counted(self, model, size, note):
         sizes.append(size)
         made(self, model, size, note)
 
-    monkeypatch.setattr(pool._Pool, "__init__", counted)
+    monkeypatch.setattr(pool.Pool, "__init__", counted)
     rng = random.Random(2)
     backend = small.make(batch_tokens=64, slots=6)
     asked = [Generate(small.prompt(rng, 60), 12) for _ in range(9)]
     together = small.answers(backend, asked)
     assert sizes == sorted(set(sizes)) and sizes[-1] <= 6
     assert together == [small.answers(small.make(), [one])[0] for one in asked]
+
+
+def test_a_pool_serves_the_next_call_while_the_model_stays_as_it_is(small, pooled, monkeypatch):
+    made = []
+    init = pool.Pool.__init__
+    monkeypatch.setattr(pool.Pool, "__init__", lambda self, *given: (made.append(given[1]), init(self, *given))[1])
+    asked = generations(small, 5, n=6)
+    backend = small.make()
+    expected = small.answers(backend, asked)
+    assert small.answers(backend, asked) == expected and small.answers(backend, asked[:2]) == expected[:2]
+    assert len(made) == 1
+    for parameter in backend.model.parameters():
+        parameter.data = parameter.data.clone()
+    assert small.answers(backend, asked) == expected and len(made) == 2
+    backend.model.fast = True
+    small.answers(backend, asked)
+    assert len(made) == 3 and len(backend.pools) == 1
 
 
 def test_memory_that_runs_out_while_decoding_in_a_pool(small, pooled, monkeypatch):
@@ -150,7 +165,7 @@ def test_a_step_that_cannot_be_captured_is_made_plainly_and_noted(small, monkeyp
         def __exit__(self, *problem):
             pass
 
-    made = pool._Pool(model, 2, notes.append)
+    made = pool.Pool(model, 2, notes.append)
     for name in ("Stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: torch.inference_mode())
@@ -169,9 +184,9 @@ def test_a_captured_step_is_the_step(small, pattern, kernels, monkeypatch):
         pytest.skip("needs a GPU")
     asked = generations(small, 1)
     found = small.answers(small.make(pattern, gpu=kernels), asked)
-    monkeypatch.setattr(pool._Pool, "_captured", lambda self: self._step)
+    monkeypatch.setattr(pool.Pool, "_captured", lambda self: self._step)
     assert found == small.answers(small.make(pattern, gpu=kernels), asked)
-    monkeypatch.setattr(native, "PooledDecoding", Decoding)
+    monkeypatch.setattr(native, "pooled", lambda model: False)
     assert found == small.answers(small.make(pattern, gpu=kernels), asked)
 
 

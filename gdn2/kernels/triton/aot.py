@@ -240,6 +240,15 @@ def _mamba3(rank: int | None, norm: bool = False, heads: int = 64, width: int = 
     y.backward(torch.empty_like(y))
 
 
+def _rows() -> None:
+    """The norm and the MLP's activation of a 1.3B model, and the norm of its heads."""
+    from gdn2.kernels.triton import rows
+
+    for width in (2304, 128):
+        rows.rms_norm(_meta(8192, width), _meta(width), 1e-5)
+    rows.silu_times(_meta(8192, 7008), _meta(8192, 7008))
+
+
 CONFIGS: dict[str, Callable[[], None]] = {
     "gdn2": lambda: _operator(),
     "gdn2 fp32": lambda: _operator(dtype=torch.float32),
@@ -268,6 +277,7 @@ CONFIGS: dict[str, Callable[[], None]] = {
     "layer mamba3": lambda: _mamba3(None),
     "layer mamba3 norm": lambda: _mamba3(None, norm=True),
     "layer mamba3 mimo": lambda: _mamba3(4),
+    "rows": lambda: _rows(),
 }
 """Everything that ships: the mixers at the widths of the published models, KDA being GDN-2 with tied gates."""
 

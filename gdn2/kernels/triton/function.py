@@ -17,7 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
-from gdn2.kernels.contract import Rows
+from gdn2.kernels.contract import SPLIT, Rows
 from gdn2.kernels.triton import backward, channel, forward, tuning
 from gdn2.kernels.triton.segments import Layout, layout
 
@@ -40,7 +40,9 @@ def delta_rule(rows: Rows, state: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"the triton implementation takes up to {C} rows a token, got rank {rows.rank}")
     if rows.z.shape[0] == 0:
         return rows.z, state
-    o, last = _DeltaRule.apply(rows.q, rows.k, rows.e, rows.z, rows.g, rows.diag, state, rows.lengths, rows.rank)
+    o, last = _DeltaRule.apply(
+        rows.q, rows.k, rows.e, rows.z, rows.g, rows.diag, state, rows.lengths, rows.rank, SPLIT.get()
+    )
     return o, last
 
 
@@ -56,6 +58,7 @@ class _Call:
     diag: Tensor | None
     lengths: tuple[int, ...]
     rank: int
+    split: bool  # whether a long sequence may be run in segments, side by side
 
     @cached_property
     def decay(self) -> str:
@@ -67,7 +70,7 @@ class _Call:
 
     @cached_property
     def layout(self) -> Layout:
-        return layout(self.lengths, C - C % self.rank, self.plan.segment, self.z.device)
+        return layout(self.lengths, C - C % self.rank, self.plan.segment if self.split else 0, self.z.device)
 
     @property
     def selections(self) -> Tensor:
@@ -280,16 +283,16 @@ def _per_head(x: Tensor, heads: int) -> Tensor:
 
 
 class _DeltaRule(torch.autograd.Function):
-    """q, k, e, z, g, diag, state, lengths, rank -> o, last."""
+    """q, k, e, z, g, diag, state, lengths, rank, split -> o, last."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        q, k, e, z, g, diag, state, lengths, rank = args
+        q, k, e, z, g, diag, state, lengths, rank, split = args
         dtypes = [None if x is None else x.dtype for x in (q, k, e, z, g, diag, state)]
         q, k = q.to(z.dtype).contiguous(), k.to(z.dtype).contiguous()
         e = None if e is None else e.to(z.dtype).contiguous()
         g, diag = (None if x is None else x.float().contiguous() for x in (g, diag))
-        call = _Call(q, k, e, z.contiguous(), g, diag, lengths, rank)
+        call = _Call(q, k, e, z.contiguous(), g, diag, lengths, rank, split)
         state = state.contiguous()
         with torch.cuda.device_of(z):
             ops = _scores(call)
@@ -301,13 +304,13 @@ class _DeltaRule(torch.autograd.Function):
             o = torch.empty_like(call.z)
             last = _carry(call, ops, starts, o=o)
         ctx.save_for_backward(call.q, call.k, call.e, call.z, call.g, call.diag, starts)
-        ctx.lengths, ctx.rank, ctx.dtypes = lengths, rank, dtypes
+        ctx.lengths, ctx.rank, ctx.split, ctx.dtypes = lengths, rank, split, dtypes
         return o, last[call.layout.last] if call.layout.split else last
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, e, z, g, diag, starts = ctx.saved_tensors
-        call = _Call(q, k, e, z, g, diag, ctx.lengths, ctx.rank)
+        call = _Call(q, k, e, z, g, diag, ctx.lengths, ctx.rank, ctx.split)
         do, dlast = grads[0].contiguous(), grads[1].contiguous()
         p, hv = call.layout.chunks, call.value_heads
         with torch.cuda.device_of(z):
@@ -326,4 +329,4 @@ class _DeltaRule(torch.autograd.Function):
         dstate = dstarts[call.layout.first] if call.layout.split else dstarts
         found = (dq, dk, de, dz, dg, ddiag, dstate)
         cast = [None if x is None else x.to(dtype) for x, dtype in zip(found, ctx.dtypes, strict=True)]
-        return *cast, None, None
+        return *cast, None, None, None
