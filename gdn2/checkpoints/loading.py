@@ -96,11 +96,13 @@ def open_model(
     if dtype is not None or len(stored) > 1:
         model.cast(dtype or model.embed.weight.dtype)
     tokenizer = _tokenizer(path, options)
-    if tokenizer is not None and tokenizer.vocab_size > reading.config.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer of {name} has ids up to {tokenizer.vocab_size - 1}, of which {reading.config.vocab_size} "
-            f"is the first that the embedding does not have"
-        )
+    if tokenizer is not None:
+        largest = max(tokenizer.vocab_size - 1, tokenizer.bos_id or 0)
+        if largest >= reading.config.vocab_size:
+            raise CheckpointError(
+                f"the tokenizer of {name} has ids up to {largest}, of which {reading.config.vocab_size} is the first "
+                "that the embedding does not have"
+            )
     shown = name if zoo.path(name) or name.startswith("hf:") else path.resolve().name
     return Loaded(model.eval().requires_grad_(False), reading.config, tokenizer, digest, reading.format, shown)
 

@@ -53,7 +53,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """The JSON state of a save. Raises CheckpointError."""
     try:
         return dict(json.loads((path / STATE).read_text()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path / STATE} cannot be read: {error}") from error
 
 

@@ -354,6 +354,9 @@ def test_tokenizer_comes_with_the_model_and_must_fit(directory: Path) -> None:
     loaded = open_model(str(directory))
     assert loaded.tokenizer is not None and loaded.tokenizer.bos_id == 0
     assert loaded.tokenizer.encode("a b") == [1, 2], "BOS is put by the harness, once, never by the tokenizer"
+    change(directory, bos_token_id=90)  # of another tokenizer: it would be asked of the embedding before every prompt
+    assert "has ids up to 90, of which 90 is the first" in refused(directory)
+    change(directory, bos_token_id=0)
     vocab = {"<s>": 0, **{f"w{i}": i for i in range(1, 95)}}
     (directory / "tokenizer.json").write_text(
         json.dumps({**TOKENIZER, "model": {**TOKENIZER["model"], "vocab": vocab}})
