@@ -141,7 +141,7 @@ def shown(entry: Mapping[str, Any]) -> tuple[float, float, float]:
 def size_label(params: int) -> str:
     """Parameters for people: 1.1M, 1.3B; empty where unknown."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if params >= size:
+        if params >= 0.9995 * size:  # what would round to a thousand of the smaller unit
             return f"{params / size:.3g}{unit}"
     return str(params) if params else ""
 

@@ -94,6 +94,8 @@ class _Source:
         return out, frequent
 
     def draft(self, size: int, index: int) -> Draft:
+        if size < COMMON:  # upstream writes a list of no words, whose answers nobody can score
+            raise ValueError(f"{size} words hold no {COMMON} common ones")
         solved, answer = self._list(*example_shape(self.job.length))
         asked, frequent = self._list(size, *repeats(self.job.length))
         joint = " " if self.job.bisects else ""  # forgotten before June 2025

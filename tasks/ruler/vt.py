@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gdn2.errors import UserError
 from tasks.ruler import search
 from tasks.ruler.exact import Needle, Question
 from tasks.ruler.haystack import rng_of
@@ -128,8 +129,14 @@ def compatible(job: Job) -> Iterator[Made]:
     # The newer generator keeps no room for an answer to the example.
     short = Job(job.name, job.profile, EXAMPLE_LENGTH, job.tokenizer, job.seed, 0 if job.bisects else BUDGET)
     maker = _Source(short, rng, numbers, None)
-    size = search.bisect(short, maker) if job.bisects else search.climb(short, maker)
-    example, _ = search.fitted(short, maker, size, 0)
+    try:
+        size = search.bisect(short, maker) if job.bisects else search.climb(short, maker)
+        example, _ = search.fitted(short, maker, size, 0)
+    except UserError:
+        raise UserError(
+            f"the solved example of {job.name} in profile {job.profile} takes more than {EXAMPLE_LENGTH} tokens with"
+            " this tokenizer, at any length: use profile exact"
+        ) from None
     source = _Source(job, rng, numbers, example)
     return search.generate(job, source, answer_prefix("")[:-1])
 
