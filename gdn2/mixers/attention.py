@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gdn2 import numerics
+from gdn2.kernels.dispatch import choose
 from gdn2.mixers.conv import ShortConv
 from gdn2.mixers.frame import Cost, LayerState, Mixer
 from gdn2.mixers.gdn2 import HeadNorm
@@ -104,6 +105,9 @@ class Attention(Mixer):
             k, new["k_window"] = self.k_conv1d(k, state["k_window"], ragged)
             v, new["v_window"] = self.v_conv1d(v, state["v_window"], ragged)
         q, k, v = self._heads(q, k, v, state["position"][ragged.sequence] + ragged.position)
+        if self._in_kernels(x):
+            o, caches = self._packed(q, k, v, ragged, state)
+            return self._output(x, o), {**new, **caches}
         begun = [0] * ragged.n_sequences if fresh else state["position"].tolist()
         if torch.is_grad_enabled() and not any(begun) and ragged.n_tokens and len(set(ragged.lengths)) == 1:
             shape = (ragged.n_sequences, -1)
@@ -128,6 +132,27 @@ class Attention(Mixer):
             turn = rotation(position, c.rotated, c.rotary_base, c.rotary_bf16)
             q, k = rotate(q, turn), rotate(k, turn)
         return q.unflatten(1, (c.kv_heads, -1)), k, v
+
+    def _in_kernels(self, x: Tensor) -> bool:
+        """Whether the GPU's kernels serve; they have no gradients."""
+        return not torch.is_grad_enabled() and choose(x.device, self.implementation, x.dtype) == "triton"
+
+    def _packed(
+        self, q: Tensor, k: Tensor, v: Tensor, ragged: Ragged, state: LayerState
+    ) -> tuple[Tensor, LayerState]:
+        """Attention of all sequences together [T, H, d], and their caches after it."""
+        from gdn2.kernels.triton import attention as kernels
+
+        window, position = self.config.window, state["position"]
+        caches = state["keys"], state["values"]
+        q = q.flatten(1, 2)
+        o = kernels.attend(q, k, v, *caches, position, ragged.cu_seqlens, ragged.lengths, window)
+        slots = window or 0
+        if window is None:  # the one case that waits for the device
+            ends = [begin + n for begin, n in zip(position.tolist(), ragged.lengths, strict=True)]
+            slots = max(-(-max(ends, default=0) // SLOTS) * SLOTS, caches[0].shape[2])
+        keys, values = kernels.cached(k, v, *caches, position, ragged.cu_seqlens, slots, window is not None)
+        return o, {"keys": keys, "values": values, "position": position + ragged.counts}
 
     def _each(self, q: Tensor, k: Tensor, v: Tensor, ragged: Ragged, state: LayerState, begun: list[int]) -> Tensor:
         """Attention of every sequence on its own, past tokens from its cache."""
@@ -184,6 +209,10 @@ class Attention(Mixer):
         state["values"][row, :, slot] = v.to(state["values"].dtype)
         position += 1
         filled = position if c.window is None else position.clamp(max=c.window)
+        if self._in_kernels(x):
+            from gdn2.kernels.triton import attention as kernels
+
+            return self._output(x, kernels.attend_cached(q.flatten(1, 2), state["keys"], state["values"], filled))
         o = attend_cached(q, state["keys"].to(q.dtype), state["values"].to(q.dtype), filled, c.window is not None)
         return self._output(x, o)
 

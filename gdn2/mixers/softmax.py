@@ -1,8 +1,9 @@
 """Causal softmax attention over one sequence at a time, in blocks of queries, so memory stays flat in the length.
 
-Without gradients on a CPU every product has a shape that depends on the tokens' own positions alone: queries come in
+Without gradients every product has a shape that depends on the tokens' own positions alone: queries come in
 blocks of `BLOCK` positions, counted from the sequence's first token, keys in segments that start where such a block
-does. A result is then the same, bit for bit, in any batch and in any pieces. Elsewhere torch's own attention does it.
+does. A result is then the same, bit for bit, in any batch and in any pieces. With gradients torch's own attention does
+it. (Where Triton serves, `gdn2.kernels.triton.attention` takes the place of all this.)
 
 Axes: T tokens, S keys, G key heads, R query heads a key head, d head width, v value width, N sequences, L cache slots.
 """
@@ -37,7 +38,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None) -> T
     """
     if q.shape[0] == 0:
         return q.new_empty(*q.shape[:-1], v.shape[-1])
-    if torch.is_grad_enabled() or q.is_cuda:
+    if torch.is_grad_enabled():
         return _in_wide_blocks(q, k, v, start, window)
     return _in_blocks(q, k, v, start, window)
 
@@ -57,7 +58,7 @@ def _in_blocks(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None) 
     q = q.view(-1, BLOCK, groups, share, width).permute(0, 2, 3, 1, 4).flatten(2, 3).contiguous()  # [blocks, G, R C, d]
     first = last - k.shape[0]
     k, v = (_span(x.to(wide), first, base, end) for x in (k, v))  # [G, S, d]
-    run = _compiled if wide == torch.float32 and numba.available() else _plain
+    run = _compiled if wide == torch.float32 and numba.available() and not q.is_cuda else _plain
     out = run(q, k, v, range(begin, end, BLOCK), window)
     out = out.view(-1, groups, share, BLOCK, out.shape[-1]).permute(0, 3, 1, 2, 4).flatten(0, 1)
     return out[start - begin : last - begin].to(dtype)

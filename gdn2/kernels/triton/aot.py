@@ -240,6 +240,19 @@ def _mamba3(rank: int | None, norm: bool = False, heads: int = 64, width: int = 
     y.backward(torch.empty_like(y))
 
 
+def _attention() -> None:
+    """A window's attention in a hybrid of 1.3B, for prompts and for steps of decoding."""
+    from gdn2.kernels.triton import attention
+
+    heads, width, window = 18, 128, 2048
+    q, k, v = (_meta(8192, heads, width) for _ in "qkv")
+    caches = _meta(4, heads, window, width), _meta(4, heads, window, width)
+    position, starts = _meta(4, dtype=torch.int64), _meta(5, dtype=torch.int64)
+    attention.attend(q, k, v, *caches, position, starts, (2048,) * 4, window)
+    attention.cached(k, v, *caches, position, starts, window, ring=True)
+    attention.attend_cached(q[:4], *caches, position)
+
+
 def _rows() -> None:
     """The norm and the MLP's activation of a 1.3B model, and the norm of its heads."""
     from gdn2.kernels.triton import rows
@@ -278,6 +291,7 @@ CONFIGS: dict[str, Callable[[], None]] = {
     "layer mamba3 norm": lambda: _mamba3(None, norm=True),
     "layer mamba3 mimo": lambda: _mamba3(4),
     "rows": lambda: _rows(),
+    "attention": lambda: _attention(),
 }
 """Everything that ships: the mixers at the widths of the published models, KDA being GDN-2 with tied gates."""
 
