@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,7 @@ def with_mamba3(config: Any) -> nn.Module:
 def main(name: str, out: Path, device: str) -> int:
     if INTERPRETED:
         take_first_configurations()
+    if INTERPRETED or find_spec("selective_scan_cuda") is None:
         sys.modules["selective_scan_cuda"] = types.ModuleType("selective_scan_cuda")  # Mamba-1's, imported by all
     library = "mamba_ssm" if name in SSM else "fla"
     try:

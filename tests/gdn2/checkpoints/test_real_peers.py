@@ -20,8 +20,9 @@ from tests.gdn2.checkpoints import golden
 from tests.gdn2.checkpoints.real_peers import FLA, SSM, UNIMPORTABLE
 
 SCRIPT = Path(__file__).with_name("real_peers.py")
-# Mamba-3's own kernels multiply in less than fp32.
-GPU_TOLERANCE = 1e-2
+# Both libraries' Mamba-3 rounds what its kernel takes to bf16, whatever the model's dtype: ours moves by 0.9e-2 with its
+# inputs so rounded. On an H100 theirs differ by 0.8e-2 (fla) and 1.4e-2 (mamba_ssm); the other activation of A, by 0.4.
+GPU_TOLERANCE = 2e-2
 NAMES = [*FLA, *SSM]
 
 
