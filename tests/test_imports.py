@@ -4,6 +4,7 @@ Every rule is a function from a parsed file to the places that break it, and is 
 """
 
 import ast
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -189,7 +190,26 @@ def guesses(file: Source) -> list[str]:
     ]
 
 
-RULES = [wrong_imports, too_large, prints, reads_environment, executes, catches_everything, guesses]
+def trusts_the_locale(file: Source) -> list[str]:
+    """Text that is read or written without an encoding: another machine's locale would make other bytes of it."""
+    found = []
+    for call in (node for node in ast.walk(file.tree) if isinstance(node, ast.Call)):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else name_of(call.func)
+        said = {keyword.arg for keyword in call.keywords} & {"encoding"}
+        given = [arg.value for arg in call.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+        given += [k.value.value for k in call.keywords if k.arg == "mode" and isinstance(k.value, ast.Constant)]
+        modes = [value for value in given if re.fullmatch("[rwax+bt]{1,3}", str(value))]
+        opens = bool(modes) if name_of(call.func) != "open" else True
+        text = {"read_text": not call.args, "write_text": len(call.args) < 2}.get(name, False)
+        text |= name in ("open", "fdopen") and opens and not any("b" in mode for mode in modes)
+        if text and not said:
+            found.append(f"line {call.lineno}: {name} without encoding")
+    return found
+
+
+RULES = [
+    wrong_imports, too_large, prints, reads_environment, executes, catches_everything, guesses, trusts_the_locale,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -225,6 +245,12 @@ BREAKS = [
     (executes, "tasks/x.py", "load('x', trust_remote_code=flag)"),
     (catches_everything, "tasks/x.py", "def f():\n    try:\n        g()\n    except Exception:\n        pass"),
     (catches_everything, "cli.py", "def f():\n    try:\n        g()\n    except:\n        pass"),
+    (trusts_the_locale, "tasks/x.py", "path.read_text()"),
+    (trusts_the_locale, "tasks/x.py", "path.write_text('x')"),
+    (trusts_the_locale, "tasks/x.py", "open(path)"),
+    (trusts_the_locale, "tasks/x.py", "open(path, mode='a')"),
+    (trusts_the_locale, "tasks/x.py", "path.open('r+')"),
+    (trusts_the_locale, "tasks/x.py", "os.fdopen(descriptor, 'w')"),
     (guesses, "tasks/x.py", "hasattr(1, 'x')"),
     (guesses, "tasks/x.py", "def f(**rest): ..."),
 ]
@@ -234,6 +260,8 @@ KEEPS = [
     (wrong_imports, "tasks/x.py", "import gdn2x\nfrom evalsuite.types import Task\nfrom tasks.ruler import words"),
     (too_large, "tasks/x.py", f"class A:\n    def f(self, {SEVEN}, h): ..."),
     (too_large, "cli.py", f"@app.command()\ndef f({SEVEN}, h, i): ..."),
+    (trusts_the_locale, "tasks/x.py", "path.read_text('ascii')\npath.write_text(text, encoding='utf-8')"),
+    (trusts_the_locale, "tasks/x.py", "open(path, 'rb')\npath.open('xb')\nos.open(path, os.O_RDONLY)\nsource.open()"),
     (prints, "cli.py", "print(1)"),
     (prints, "evalsuite/x.py", "Console(file=out).print('x')"),
     (guesses, "tasks/x.py", "def f():\n    def g(**rest): ..."),

@@ -55,7 +55,8 @@ def convert(source: str, target: Path, to: Target, options: Options | None = Non
         tensors = names.table(loaded.model).save(loaded.model)
         with _Written(target, directory=True) as temporary:
             save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-            (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+            (temporary / "config.json").write_text(text, encoding="utf-8")
             _copy_tokenizer(beside, options, temporary)
         return ()
     tensors = nvlabs.write(loaded.model)

@@ -61,10 +61,10 @@ def save(path: Path, model: Decoder, tokenizer_json: Path, extra: Mapping[str, A
         tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
         save_file(tensors, temporary / WEIGHTS)
         text = {"format": FORMAT, "version": VERSION, "model": model.config.to_dict(), "extra": dict(extra or {})}
-        (temporary / CONFIG).write_text(json.dumps(text, indent=1, sort_keys=True) + "\n")
+        (temporary / CONFIG).write_text(json.dumps(text, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         shutil.copyfile(tokenizer_json, temporary / TOKENIZER)
         sums = {name: file_digest(temporary / name) for name in (CONFIG, WEIGHTS, TOKENIZER)}
-        (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
+        (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
         for file in temporary.iterdir():
             _sync(file)
         _swap(temporary, path)
@@ -77,7 +77,7 @@ def save(path: Path, model: Decoder, tokenizer_json: Path, extra: Mapping[str, A
 def is_native(path: Path) -> bool:
     """Whether `path` looks like one of our checkpoint directories."""
     try:
-        return json.loads((path / CONFIG).read_text()).get("format") == FORMAT
+        return json.loads((path / CONFIG).read_text(encoding="utf-8")).get("format") == FORMAT
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -220,7 +220,7 @@ class _Run:
 
     def _write(self, record: dict[str, Any]) -> None:
         try:
-            with (self.out / LOG).open("a") as file:
+            with (self.out / LOG).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise StorageError(f"cannot write {self.out / LOG}: {error.strerror}") from error
@@ -283,12 +283,12 @@ def _truncate(log: Path, step: int) -> None:
     if not log.exists():
         return
     kept = []
-    for line in log.read_text().splitlines():
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except ValueError:
+        except (ValueError, TypeError, KeyError):
             continue
     temporary = log.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
+    temporary.write_text("".join(kept), encoding="utf-8")
     temporary.replace(log)

@@ -32,7 +32,7 @@ def save(root: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimiz
         temporary.mkdir(parents=True)
         save_file({n: p.detach().cpu().contiguous() for n, p in model.named_parameters()}, temporary / MODEL)
         save_file(_moments(model, optimizer), temporary / OPTIMIZER)
-        (temporary / STATE).write_text(json.dumps(state))
+        (temporary / STATE).write_text(json.dumps(state), encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
         shutil.rmtree(final, ignore_errors=True)
@@ -52,7 +52,7 @@ def found(root: Path) -> list[Path]:
 def load_state(path: Path) -> dict[str, Any]:
     """The JSON state of a save. Raises CheckpointError."""
     try:
-        return dict(json.loads((path / STATE).read_text()))
+        return dict(json.loads((path / STATE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path / STATE} cannot be read: {error}") from error
 

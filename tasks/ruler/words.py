@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import blake2b, sha256
+from importlib.util import find_spec
+from pathlib import Path
 from typing import overload
 from uuid import UUID
 
@@ -88,9 +90,10 @@ def single_words() -> list[str]:
 
 
 def _listed(name: str, digest: str) -> list[str]:
-    from importlib.resources import files
-
-    data = (files("wonderwords") / "assets" / name).read_bytes()
+    # Found, not imported: its import reads the lists in the locale's encoding, which may not be theirs.
+    spec = find_spec("wonderwords")
+    assert spec is not None and spec.submodule_search_locations
+    data = (Path(spec.submodule_search_locations[0]) / "assets" / name).read_bytes()
     if sha256(data).hexdigest() != digest:
         raise DataError(f"{name} of wonderwords is not that of 3.0.1, so keys would differ: install 3.0.1")
     return [line.rstrip() for line in data.decode("utf-8").splitlines()]

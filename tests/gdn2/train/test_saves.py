@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gdn2.errors import CheckpointError, StorageError
-from gdn2.train import saves
+from gdn2.train import loop, saves
 
 
 def trained(width: int = 3, steps: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -136,3 +136,17 @@ def test_a_state_is_json_that_any_program_reads(tmp_path: Path) -> None:
     saves.save(tmp_path, 1, *trained(), {"digest": "d", "position": {"step": 1, "seconds": 0.5}})
     raw = (saves.found(tmp_path)[0] / saves.STATE).read_text(encoding="ascii")
     assert json.loads(raw) == {"digest": "d", "position": {"step": 1, "seconds": 0.5}}
+
+
+def test_the_log_keeps_the_records_up_to_the_save_and_nothing_torn(tmp_path: Path) -> None:
+    log = tmp_path / loop.LOG
+    loop._truncate(log, 3)
+    assert not log.exists()
+    good = [json.dumps({"kind": "train", "step": step, "name": "é"}) for step in range(1, 7)]
+    odd = [b"", b"{", b"7", b"[]", b'{"kind": "train"}', b"\x00\x00\x00", b"\xff\xfe", b'{"step": 2', b'{"step": "2"}']
+    lines = [line for record, other in zip(good, odd, strict=False) for line in (record.encode(), other)]
+    log.write_bytes(b"\n".join([*lines, *odd, good[5].encode()[:9]]))
+    loop._truncate(log, 4)
+    assert log.read_text(encoding="utf-8").splitlines() == good[:4]
+    loop._truncate(log, 0)
+    assert log.read_bytes() == b"" and files(tmp_path) == [loop.LOG]
