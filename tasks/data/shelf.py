@@ -54,11 +54,22 @@ def manifest(home: Path) -> dict[str, Entry]:
         content = json.loads(path.read_bytes())
         if content["version"] != VERSION:
             raise DataError(f"{path}: version {content['version']!r:.40} is not {VERSION}: update gdn2-eval to read it")
-        return {name: Entry(**entry) for name, entry in content["files"].items()}
+        found = {name: Entry(**entry) for name, entry in content["files"].items()}
+        if odd := [name for name, entry in found.items() if not _well_typed(entry)]:
+            raise DataError(f"cannot read {path}: what it says of {odd[0][:60]} is not what we write there")
+        return found
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"cannot read {path}: {' '.join(str(error).split())[:200] or type(error).__name__}") from None
+
+
+def _well_typed(entry: Entry) -> bool:
+    counts = (entry.records, entry.expected)
+    texts = (entry.sha256, entry.source, entry.licence, entry.created_at)
+    return (
+        type(entry.bytes) is int and all(n is None or type(n) is int for n in counts) and set(map(type, texts)) == {str}
+    )
 
 
 def keep(home: Path, files: Mapping[str, bytes], entries: dict[str, Entry]) -> None:
@@ -67,7 +78,9 @@ def keep(home: Path, files: Mapping[str, bytes], entries: dict[str, Entry]) -> N
         fetch.keep(home / name, data)
     known = manifest(home) | entries
     content = {"version": VERSION, "files": {name: asdict(known[name]) for name in sorted(known)}}
-    fetch.keep(home / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    # A file's name may hold half a surrogate pair, which JSON spells as an escape.
+    fetch.keep(home / MANIFEST, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def store(home: Path, dataset: Dataset, made: Sequence[Row], source: str) -> Entry:
