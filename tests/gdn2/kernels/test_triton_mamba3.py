@@ -103,7 +103,7 @@ def test_keys_and_queries_and_gradients_equal_torch(case: str, lengths: list[int
 @torch.no_grad()
 def test_phases_are_the_integers_of_torch_in_any_pieces() -> None:
     """Also far into a sequence, where a sum in fp32 would have lost them: the pieces start anywhere on the circle."""
-    how = TURNINGS["mimo"]
+    how = TURNINGS["siso all of it"]
     inputs = {name: x.float() for name, x in turn_inputs(how, 210).items()}
     on_device = {name: x.to(DEVICE) for name, x in inputs.items()}
     theta = torch.tensor([2**31 - 5, -(2**31)], dtype=torch.int32).repeat(1, how.heads, how.pairs // 2)
