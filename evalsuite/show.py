@@ -42,7 +42,12 @@ class CellScore(NamedTuple):
 
 def runs(out: Path) -> list[Run]:
     """The runs below `out`, by id; one that cannot be read is listed as such."""
-    return [_run(path.parent) for path in sorted((out / "runs").glob(f"*/{runfile.NAME}"))]
+    folder = out / "runs"
+    try:
+        folder.stat()  # globbing hides, from Python 3.13 on, that a path cannot exist
+    except FileNotFoundError:
+        return []
+    return [_run(path.parent) for path in sorted(folder.glob(f"*/{runfile.NAME}"))]
 
 
 def find(out: Path, name: str) -> Path:
