@@ -2,6 +2,7 @@
 
 import csv as csvlib
 import io
+import math
 import re
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalsuite.reports import gridformats
-from evalsuite.reports.grid import Figure, Grid, Head, Line, Note, bounds, counts, number, pages, placed
+from evalsuite.reports.grid import Figure, Grid, Head, Line, Note, bounds, counts, number, pages, placed, samples, text
 
 HEADS = (Head("A", "x", "a_x"), Head("A", "y", "a_y"), Head("B", "d", "b_d", signed=True), Head("", "text", "text"))
 
@@ -135,3 +136,69 @@ def test_hostile_texts_compile_in_latex(hostile, tmp_path):
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+PLAIN, SIGNED = Head("", "score", "s"), Head("", "diff.", "d", 2, signed=True)
+NO_END = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("cell", "head", "want"),
+    [
+        (None, PLAIN, ""), ("", PLAIN, ""), ("text", PLAIN, "text"), (Figure(None), PLAIN, "–"),
+        (Figure(3.14159), PLAIN, "3.1"), (Figure(50.0, 40.0, 60.0, 9, 9), PLAIN, "50.0 [40.0–60.0]"),
+        (Figure(4096.0, sign="≥"), PLAIN, "≥4096.0"),
+        (Figure(1024.0, 900.0, 1100.0, sign="<"), PLAIN, "<1024.0 [900.0–1100.0]"),
+        (Figure(-1.5, -2.0, 0.5), SIGNED, "-1.50 [-2.00 to +0.50]"), (Figure(None, 1.0, 2.0), PLAIN, "– [1.0–2.0]"),
+    ],
+)  # fmt: skip
+def test_a_cell_on_one_line(cell, head, want):
+    assert text(cell, head) == want
+
+
+@pytest.mark.parametrize(
+    ("value", "head", "want"),
+    [
+        (0.0, SIGNED, "0.00"), (-0.004, SIGNED, "0.00"), (0.004, SIGNED, "0.00"), (-0.0049, PLAIN, "0.0"),
+        (0.005, SIGNED, "+0.01"), (-0.05, PLAIN, "-0.1"), (0.06, PLAIN, "0.1"), (999_999.0, PLAIN, "999999.0"),
+        (1e6, PLAIN, "1.00e+06"), (-1e6, SIGNED, "-1.00e+06"), (1234567890.0, SIGNED, "+1.23e+09"),
+        (math.inf, PLAIN, "inf"), (-math.inf, SIGNED, "-inf"), (12.345, Head("", "n", "n", 0), "12"),
+    ],
+)  # fmt: skip
+def test_numbers_as_people_read_them(value, head, want):
+    assert number(value, head) == want
+
+
+def test_samples_are_told_once_where_they_agree():
+    def of(*sizes):
+        lines = [Line((str(i),), tuple(Figure(1.0, 0.0, 2.0, n, n) for n in row)) for i, row in enumerate(sizes)]
+        return samples(grid(*lines, heads=(Head("A", "x", "x"), Head("A", "y", "y"))))
+
+    assert of((10, 10), (10, 10)) == (" (n = 10 samples a cell)", [])
+    assert of((10, 0), (10, 0)) == (" (n = 10 samples a cell)", [])  # a published column has none
+    title, (note,) = of((10, 20), (10, 20))
+    assert (title, note.text) == ("", "Samples a cell: A x 10, A y 20.")
+    title, (note,) = of((10, 20), (11, 20))
+    assert (title, note.text) == ("", "Samples a cell: A y 20.")
+    assert of((10, 20), (11, 21)) == ("", []) and of((0, 0)) == ("", []) and samples(grid()) == ("", [])
+
+
+def test_a_partial_figure_takes_no_part_in_counts_and_places():
+    partial, whole = Figure(9.0, NO_END, NO_END, 3, 10), Figure(5.0, NO_END, NO_END, 10, 10)
+    heads = (Head("", "x", "x"),)
+    assert counts(grid(Line(("a",), (partial,)), Line(("b",), (whole,)), heads=heads)) == [10]
+    assert counts(grid(Line(("a",), (partial,)), heads=heads)) == [0]
+    assert [f.place for f in placed([partial, whole, Figure(4.0, n=10, asked=10)], 1, False)] == [0, 1, 2]
+    assert [f.place for f in placed([partial, whole], 1, False)] == [0, 0]  # nothing is best of one
+    assert partial.partial and not whole.partial and not Figure(1.0).partial
+
+
+def test_sections_and_groups_keep_their_order():
+    lines = [Line((name,), (None,) * 4, section) for name, section in (("a", "x"), ("b", "y"), ("c", "x"), ("d", ""))]
+    made = grid(*lines)
+    assert [(name, [line.labels[0] for line in inside]) for name, inside in made.sections()] == [
+        ("x", ["a", "c"]), ("y", ["b"]), ("", ["d"]),
+    ]  # fmt: skip
+    assert made.groups() == [[0, 1], [2], [3]]
+    apart = tuple(Head(group, "n", str(i)) for i, group in enumerate("ABA"))
+    assert grid(heads=apart).groups() == [[0], [1], [2]]  # neighbours alone share a head
