@@ -213,7 +213,8 @@ def prompts(
 
 def _least(record: Record) -> int:
     """Samples to make so that a numbered one is among them."""
-    return int(record.sample_id) + 1 if record.sample_id.isascii() and record.sample_id.isdigit() else 1
+    numbered = record.sample_id.isascii() and record.sample_id.isdigit() and len(record.sample_id) < 10
+    return int(record.sample_id) + 1 if numbered else 1
 
 
 def _samples(plan: Plan) -> Iterator[tuple[str, Sample]]:

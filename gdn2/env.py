@@ -55,7 +55,7 @@ def local_rank() -> int:
 
 def _count(name: str, default: int) -> int:
     text = get(name)
-    return int(text) if text.isdecimal() else default
+    return int(text) if text.isdecimal() and len(text) < 10 else default
 
 
 def let_idle_threads_sleep() -> None:

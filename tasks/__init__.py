@@ -112,5 +112,5 @@ def _known(name: str, known: list[str]) -> str:
     if name in known:
         return name
     close = get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(close)}" if close else f"there are {', '.join(known)}"
-    raise UserError(f"no task or suite {name!r}; {hint}?" if close else f"no task or suite {name!r}; {hint}")
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(dict.fromkeys(known))}"
+    raise UserError(f"no task or suite {name[:60]!r}; {hint}")

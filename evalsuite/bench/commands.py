@@ -145,7 +145,7 @@ def _add_training(group: typer.Typer, echo: Echo) -> None:
 def _batches(text: str) -> tuple[int, ...]:
     """Batch sizes, separated by commas."""
     names = _names(text)
-    if odd := [name for name in names if not (name.isdecimal() and 1 <= int(name) <= 4096)]:
+    if odd := [name for name in names if not (name.isdecimal() and len(name) < 5 and 1 <= int(name) <= 4096)]:
         raise UserError(f"batch size {odd[0][:60]!r} is not a number from 1 to 4096")
     return tuple(map(int, names)) or (1,)
 

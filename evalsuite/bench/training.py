@@ -6,6 +6,7 @@ sequences packed. Weights are random: only speed and memory are looked at.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -74,11 +75,11 @@ def parse_shapes(text: str) -> tuple[tuple[int, int], ...]:
     """Shapes LENGTHxSEQUENCES, separated by commas. Raises UserError."""
     found = []
     for part in (part.strip() for part in text.split(",")):
-        length, x, batch = part.partition("x")
-        whole = x and length.isdecimal() and batch.isdecimal()
-        if not (whole and 2 <= int(length) <= 2**24 and 1 <= int(batch) <= 2**16):
+        said = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", part)
+        length, batch = map(int, said.groups()) if said else (0, 0)
+        if not (2 <= length <= 2**24 and 1 <= batch <= 2**16):
             raise UserError(f"shape {quoted(part)} is not LENGTHxSEQUENCES, such as 4096x4")
-        found.append((int(length), int(batch)))
+        found.append((length, batch))
     return tuple(found)
 
 
@@ -86,6 +87,7 @@ def check(asked: Asked) -> None:
     """Raise UserError for what cannot be measured."""
     import torch
 
+    from gdn2.kernels.dispatch import choose
     from gdn2.models.presets import PRESETS
 
     for name in asked.models:
@@ -93,6 +95,10 @@ def check(asked: Asked) -> None:
             raise UserError(f"preset {quoted(name)} is unknown; {suggest(name, PRESETS)}")
     if asked.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device {asked.device} is not here: torch sees no GPU; choose cpu")
+    try:
+        choose(torch.device(asked.device), asked.kernels)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(f"--kernels: {error}") from None
 
 
 def run(asked: Asked, tell: Callable[[Row], None], refuse: Callable[[str], None]) -> dict[str, Any]:

@@ -65,11 +65,21 @@ def test_a_step_trains(monkeypatch):
 
 def test_shapes_are_read_and_wrong_wishes_refused():
     assert training.parse_shapes("2048x8, 16x1") == ((2048, 8), (16, 1))
-    for text in ("", "2048", "2048x", "x8", "1x8", "2048x0", "2kx8", "2048x8,"):
+    assert training.parse_shapes("2x1, 16777216x65536") == ((2, 1), (1 << 24, 1 << 16))
+    wrong = ("", "2048", "2048x", "x8", "1x8", "2048x0", "2kx8", "2048x8,", "16777217x1", "2x65537", "2x1x1", "-2x1")
+    for text in (*wrong, "2 x1", "²x1", "9" * 5000 + "x1", "2x" + "9" * 5000):
         with pytest.raises(UserError, match="is not LENGTHxSEQUENCES"):
             training.parse_shapes(text)
     with pytest.raises(UserError, match="preset 'gdn2-tny' is unknown; did you mean gdn2-tiny"):
         training.check(training.Asked(("gdn2-tny",)))
+
+
+def test_kernels_that_the_device_has_not_are_refused_before_anything_is_measured(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(UserError, match="^--kernels: implementation triton needs a GPU"):
+        training.check(training.Asked(("gdn2-tiny",), device="cpu", kernels="triton"))
+    for kernels in (None, "torch", "reference"):
+        training.check(training.Asked(("gdn2-tiny",), device="cpu", kernels=kernels))
 
 
 def test_what_does_not_fit_is_said_and_the_rest_goes_on(monkeypatch):

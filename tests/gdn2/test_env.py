@@ -52,7 +52,7 @@ def test_what_was_used_for_a_while_is_forgotten_after_an_error_too() -> None:
     [
         (None, None, None, (0, 1, 0)), ("3", "8", "1", (3, 8, 1)), ("", "", "", (0, 1, 0)),
         ("x", "-2", "1.5", (0, 1, 0)),
-        ("0", "0", "0", (0, 1, 0)), ("1", "2", None, (1, 2, 0)),
+        ("0", "0", "0", (0, 1, 0)), ("1", "2", None, (1, 2, 0)), ("9" * 5000, "9" * 5000, "9" * 10, (0, 1, 0)),
     ],
 )  # fmt: skip
 def test_torchrun_says_which_process_this_is(
