@@ -29,6 +29,10 @@ CHUNK = 64  # tokens; a sequence is cut only at multiples of it, where the numbe
 # leaves most of it idle meanwhile.
 TOGETHER = {"cuda": 4}
 
+# Log-probabilities that are made at once. On a CPU as many as its cache holds: 1,600 rows of 2,048 took 31 ms together,
+# 16 ms in parts of 128.
+TABLE_VALUES = {"cpu": 1 << 18}
+
 
 class Held(NamedTuple):
     """The state of one sequence: a row of a batch's state."""
@@ -132,6 +136,7 @@ class Reader:
         self._stepped: list[Job] = []
         self._device = model.embed.weight.device
         self._rounding = rounding
+        self._table_values = TABLE_VALUES.get(self._device.type, 1 << 30)
         self._together = TOGETHER.get(self._device.type, 1)
         self._ahead = self._device.type == "cuda"
         self._sent: _Found | None = None
@@ -311,9 +316,10 @@ class Reader:
         targets = self._sent_over(np.concatenate(wanted))
         places = self._sent_over(np.array(rows))
         parts = []
-        for at in range(0, len(rows), self.batch_tokens):
-            now = targets[at : at + self.batch_tokens]
-            _, table = self._table(hidden[places[at : at + self.batch_tokens]])
+        size = min(self.batch_tokens, max(self._table_values // self.model.config.vocab_size, CHUNK))
+        for at in range(0, len(rows), size):
+            now = targets[at : at + size]
+            _, table = self._table(hidden[places[at : at + size]])
             parts.append(self._picked(table, torch.arange(len(now), device=self._device), now, jobs))
         return parts
 

@@ -11,13 +11,15 @@ Axes: T tokens, N sequences, D model width, H heads, P head width, G groups, K s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from gdn2 import numerics
-from gdn2.kernels import delta_rule, delta_step
+from gdn2.kernels import choose, delta_rule, delta_step, numba
+from gdn2.kernels.watch import WATCHER
 from gdn2.mixers.conv import ShortConv
 from gdn2.mixers.frame import Cost, LayerState, Mixer
 from gdn2.mixers.gdn2 import HeadNorm, reset_decay
@@ -89,6 +91,11 @@ class Mamba2(Mixer):
 
     def forward(self, x: Tensor, ragged: Ragged, state: LayerState | None = None) -> tuple[Tensor, LayerState]:
         state = self.new_state(ragged.n_sequences) if state is None else state
+        if self._in_loops(x):
+            window = torch.empty(state["window"].shape, dtype=torch.float32)
+            memory = state["memory"].clone(memory_format=torch.contiguous_format)
+            y = numba.mamba2(self.in_proj(x), self._parts(), (state["window"], window), memory, ragged.starts)
+            return self.out_proj(y), {"window": window.to(state["window"].dtype), "memory": memory}
         z, u, dt = self._split(x)
         u, window = self.conv1d(u, state["window"], ragged)
         q, k, v, written, g = self._fold(u, dt)
@@ -99,10 +106,29 @@ class Mamba2(Mixer):
         return self._output(o[0], v, z), {"window": window, "memory": memory}
 
     def step(self, x: Tensor, state: LayerState) -> Tensor:
+        if self._in_loops(x):
+            window = state["window"].float().contiguous()
+            rows = range(x.shape[0] + 1)
+            y = numba.mamba2(self.in_proj(x), self._parts(), (window, window), state["memory"], rows)
+            if window is not state["window"]:
+                state["window"].copy_(window)
+            return self.out_proj(y)
         z, u, dt = self._split(x)
         q, k, v, written, g = self._fold(self.conv1d.step(u, state["window"]), dt)
         o = delta_step(q, k, None, written, g, state["memory"], implementation=self.implementation)
         return self._output(o, v, z)
+
+    def _in_loops(self, x: Tensor) -> bool:
+        """Whether compiled loops do all that lies between the projections."""
+        return x.dtype != torch.float64 and choose(x.device, self.implementation) == "numba" and WATCHER.get() is None
+
+    def _parts(self) -> numba.Mamba2:
+        c = self.config
+        low, high = c.dt_limit or (0.0, math.inf)
+        return numba.Mamba2(
+            self.conv1d.weight[:, 0], self.conv1d.bias, self.dt_bias, self.A_log, self.D,
+            self.norm.weight if c.norm else None, c.normed_groups, c.norm_before_gate, c.norm_eps, low, high,
+        )  # fmt: skip
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z [T, H P], (x, B, C) together [T, H P + 2 G K] and dt [T, H] before their activations."""

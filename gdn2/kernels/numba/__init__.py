@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -131,8 +131,57 @@ def _conv(
     y = torch.empty_like(wide)
     shift = wide.new_zeros(x.shape[1]) if bias is None else _wide(bias)
     before, after = windows
-    arguments = (wide, taps, shift, _wide(before), _bounds(starts), activate, y, after)
+    arguments = (wide, 0, taps, shift, _wide(before), _bounds(starts), activate, y, after)
     _run(_loops().conv, arguments, len(starts) - 1, 16 * x.numel())
+    return y.to(x.dtype)
+
+
+class Mamba2(NamedTuple):
+    """What Mamba-2 does between its two projections."""
+
+    taps: Tensor  # [C, W]
+    bias: Tensor | None  # [C]
+    dt_bias: Tensor  # [H]
+    A_log: Tensor  # [H]
+    skip: Tensor  # [H]
+    norm: Tensor | None  # [H P]; None is no norm
+    groups: int  # of the norm
+    late: bool  # the gate comes after the norm
+    eps: float
+    low: float  # of dt
+    high: float
+
+
+def mamba2(
+    x: Tensor, layer: Mamba2, windows: tuple[Tensor, Tensor], memory: Tensor, starts: Sequence[int]
+) -> Tensor:  # fmt: skip
+    """Projections x [T, 2 H P + 2 G K + H] of packed sequences to y [T, H P] before the last projection.
+
+    Args:
+        windows: before and after [N, C, W - 1]; the second is filled.
+        memory: states, fp32 and contiguous, which move on in place [N, H, K, P].
+    """
+    loops, wide, bounds = _loops(), _wide(x), _bounds(starts)
+    tokens, (n, heads, keys, width) = x.shape[0], memory.shape
+    inner = heads * width
+    u = wide.new_empty(tokens, layer.taps.shape[0])
+    shift = wide.new_zeros(u.shape[1]) if layer.bias is None else _wide(layer.bias)
+    before, after = windows
+    arguments: tuple[Any, ...] = (wide, inner, _wide(layer.taps.t()), shift, _wide(before), bounds, True, u, after)
+    _run(loops.conv, arguments, n, 16 * u.numel())
+    q, k = (wide.new_empty(tokens, (u.shape[1] - inner) // 2) for _ in "qk")
+    z, g = wide.new_empty(tokens, heads, width), wide.new_empty(tokens, heads)
+    limits = np.float32(layer.low), np.float32(layer.high)
+    rate = layer.A_log.float().exp()
+    _run(loops.mamba2_inputs, (wide, u, _wide(layer.dt_bias), rate, *limits, q, k, z, g), tokens, 16 * u.numel())
+    o = torch.zeros_like(z)
+    q, k = q.view(tokens, -1, keys), k.view(tokens, -1, keys)
+    arguments = (q, k, _NOTHING, z, g[..., None], _NOTHING[..., 0], 1, bounds, _bounds(range(n)), memory, o)
+    _run(loops.delta, arguments, n * heads, 4 * z.numel() * keys)
+    y = wide.new_empty(tokens, inner)
+    weight = y.new_zeros(0) if layer.norm is None else _wide(layer.norm)
+    arguments = (wide, u, o, _wide(layer.skip), weight, layer.groups, layer.late, np.float32(layer.eps), y)
+    _run(loops.mamba2_outputs, arguments, tokens, 16 * y.numel())
     return y.to(x.dtype)
 
 

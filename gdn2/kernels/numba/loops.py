@@ -267,9 +267,13 @@ def _several(q, k, diag, rank, t, key, h, s, keys, lanes, a, w, out, o):
 
 
 @numba.jit(nopython=True, nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
-def conv(x, taps, bias, window, starts, activate, y, after, begin, end):
-    """Causal convolution of sequences begin..end: x, y [T, C], taps [W, C], bias [C]; windows [N, C, W - 1]."""
-    past, channels = taps.shape[0] - 1, x.shape[1]
+def conv(x, column, taps, bias, window, starts, activate, y, after, begin, end):
+    """Causal convolution of sequences begin..end: C columns of x from `column` on to y [T, C].
+
+    taps [W, C], bias [C]; windows [N, C, W - 1].
+    """
+    past, channels = taps.shape[0] - 1, taps.shape[1]
+    stop = column + channels
     earlier, out = np.empty((past, channels), np.float32), np.empty(channels, np.float32)
     for n in range(begin, end):
         first, last = starts[n], starts[n + 1]
@@ -280,14 +284,15 @@ def conv(x, taps, bias, window, starts, activate, y, after, begin, end):
             out[:] = bias
             for j in range(past + 1):
                 source = t - past + j
-                _add_scaled(out, taps[j], x[source] if source >= first else earlier[past + source - first])
+                row = x[source, column:stop] if source >= first else earlier[past + source - first]
+                _add_scaled(out, taps[j], row)
             if activate:
                 _silus(out, y[t])
             else:
                 y[t] = out
         for i in range(past):
             source = last - past + i
-            row = x[source] if source >= first else earlier[past + source - first]
+            row = x[source, column:stop] if source >= first else earlier[past + source - first]
             for c in range(channels):
                 after[n, c, i] = row[c]
 
@@ -386,6 +391,64 @@ def silu_times(x, by, y, begin, end):
     """Rows begin..end of silu(x) * by, all [n, D]."""
     for row in range(begin, end):
         _silu_times(x[row], by[row], y[row])
+
+
+@numba.jit(nopython=True, nogil=True, cache=True, error_model="numpy")
+def _moved(x, y):
+    for i in range(x.shape[0]):
+        y[i] = x[i]
+
+
+@numba.jit(nopython=True, nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+def _plus_scaled(x, factor, by, y):
+    for i in range(x.shape[0]):
+        y[i] = x[i] + factor * by[i]
+
+
+@numba.jit(nopython=True, nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+def mamba2_inputs(x, u, bias, rate, low, high, q, k, z, g, begin, end):
+    """Tokens begin..end of Mamba-2, from the projection x, whose last H columns are dt, and the convolved u (v, B, C).
+
+    dt = clamp(softplus(dt + bias)); z = dt v [T, H, P], g = -rate dt [T, H]; k and q are B and C, [T, G K].
+    """
+    heads, width, keys = z.shape[1], z.shape[2], k.shape[1]
+    inner, last = heads * width, x.shape[1] - heads
+    for t in range(begin, end):
+        _moved(u[t, inner : inner + keys], k[t])
+        _moved(u[t, inner + keys :], q[t])
+        for h in range(heads):
+            dt = min(max(_softplus(x[t, last + h] + bias[h]), low), high)
+            g[t, h] = -rate[h] * dt
+            _scaled(u[t, h * width : (h + 1) * width], dt, z[t, h])
+
+
+@numba.jit(nopython=True, nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+def mamba2_outputs(x, u, o, skip, weight, groups, late, eps, y, begin, end):
+    """Tokens begin..end of Mamba-2: y [T, H P] from o [T, H, P], v in u and the gate in x's first columns.
+
+    y = norm((o + skip v) silu(gate)), or norm(o + skip v) silu(gate) where the gate is `late`; the norm is over each of
+    `groups` parts, and there is none where `weight` has no rows.
+    """
+    heads, width, inner = o.shape[1], o.shape[2], y.shape[1]
+    mixed, gated = np.empty(inner, np.float32), np.empty(inner, np.float32)
+    size = inner // groups
+    for t in range(begin, end):
+        for h in range(heads):
+            a, b = h * width, (h + 1) * width
+            _plus_scaled(o[t, h], skip[h], u[t, a:b], mixed[a:b])
+        if weight.shape[0] == 0:
+            _silu_times(x[t, :inner], mixed, y[t])
+            continue
+        if not late:
+            _silu_times(x[t, :inner], mixed, gated)
+        for i in range(groups):
+            a, b = i * size, (i + 1) * size
+            source = mixed[a:b] if late else gated[a:b]
+            factor = _ONE / np.sqrt(_dot(source, source) / np.float32(size) + eps)
+            if late:
+                _normed_silu(source, factor, weight[a:b], x[t, a:b], y[t, a:b])
+            else:
+                _normed(source, factor, weight[a:b], y[t, a:b])
 
 
 @numba.jit(nopython=True, nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
