@@ -175,7 +175,7 @@ def mamba2(
     rate = layer.A_log.float().exp()
     _run(loops.mamba2_inputs, (wide, u, _wide(layer.dt_bias), rate, *limits, q, k, z, g), tokens, 16 * u.numel())
     o = torch.zeros_like(z)
-    q, k = q.view(tokens, -1, keys), k.view(tokens, -1, keys)
+    q, k = (y.unflatten(1, (-1, keys)) for y in (q, k))
     arguments = (q, k, _NOTHING, z, g[..., None], _NOTHING[..., 0], 1, bounds, _bounds(range(n)), memory, o)
     _run(loops.delta, arguments, n * heads, 4 * z.numel() * keys)
     y = wide.new_empty(tokens, inner)
