@@ -108,9 +108,17 @@ class Coming:
 
     def numbers(self) -> list[Any]:
         """All of them, once they are here."""
+        return [x for part in self._arrived() for x in part.tolist()]
+
+    def columns(self) -> list[Any]:
+        """The columns of all rows [n, 3], once they are here."""
+        parts = self._arrived()
+        return list(torch.cat(parts).numpy().T) if parts else [np.zeros(0)] * 3
+
+    def _arrived(self) -> list[Tensor]:
         if self._event is not None:
             self._event.synchronize()
-        return [x for part in self._parts for x in part.tolist()]
+        return self._parts
 
 
 class Reader:
@@ -190,14 +198,15 @@ class Reader:
 
     def _tell(self, found: _Found) -> None:
         """Hand a batch's results to its jobs; those that are not through wait for their next piece."""
-        scores, heads, bests = (iter(x.numbers()) for x in (found.scores, found.heads, found.best))
-        going_on = []
+        logprobs, best_ones, places = found.scores.columns()
+        heads, bests = (iter(x.numbers()) for x in (found.heads, found.best))
+        at, going_on = 0, []
         for row, (job, piece) in enumerate(zip(found.jobs, found.pieces, strict=True)):
             if job.targets is not None:
-                scored = list(islice(scores, len(piece)))
-                job.logprobs += [logprob for logprob, _, _ in scored]
-                job.greedy &= all(best for _, best, _ in scored)
-                job.rank = max([job.rank, *(int(rank) for _, _, rank in scored)])
+                part = slice(at, at := at + len(piece))
+                job.logprobs += logprobs[part].tolist()
+                job.greedy &= bool(best_ones[part].all())
+                job.rank = max(job.rank, int(places[part].max(initial=1)))
             if len(piece) == len(job.ids):
                 asked = [] if job.heads is None else list(islice(heads, len(job.heads)))
                 best = -1 if job.heads is None else next(bests)
