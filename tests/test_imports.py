@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 MAX_LINES, MAX_FUNCTION, MAX_PARAMETERS = 400, 60, 8
-TEST_SHARE = 0.7  # lines of tests for each of source; the goal is 0.8, this may only rise
+TEST_SHARE = 0.8  # lines of tests for each of source; this may only rise
 KERNELS, MAX_KERNEL_LINES, MAX_OPERANDS = "gdn2/kernels/", 600, 12  # an operator's tensors are its parameters
 
 # What each package may import of the others; the first prefix that fits the file counts.
