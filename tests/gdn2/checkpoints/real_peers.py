@@ -213,6 +213,8 @@ def main(name: str, out: Path, device: str) -> int:
     library = "mamba_ssm" if name in SSM else "fla"
     try:
         import_module(library)
+        if "mimo" in name:
+            import_module("tilelang")  # of mamba_ssm's kernels for several ranks, which fla calls too
     except (ImportError, AttributeError, RuntimeError) as error:  # triton's names move from version to version
         sys.stderr.write(f"{library} cannot be imported here: {type(error).__name__}: {error}\n")
         return UNIMPORTABLE
