@@ -139,7 +139,9 @@ def mcnemar_power(n: int, only_first: float, only_second: float, alpha: float = 
     from scipy.stats import binom
 
     share = only_first + only_second
-    pairs = np.arange(n + 1)
+    # Ten standard deviations around the mean hold all that is kept below; of many samples they are few counts.
+    middle, around = n * share, 10 * float(np.sqrt(n * share)) + 10
+    pairs = np.arange(max(0, int(middle - around)), min(n, int(middle + around)) + 1)
     weight = binom.pmf(pairs, n, share)
     kept = weight > 1e-12
     pairs, weight = pairs[kept], weight[kept]

@@ -7,7 +7,7 @@ from gdn2.errors import UserError
 
 SCORES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 CORRELATIONS = (0.0, 0.3, 0.5, 0.7)
-LEAST = 0.001  # percentage points: less would take more samples than there will ever be
+LEAST = 0.1  # percentage points: less would take more samples than there will ever be
 Table = tuple[tuple[str, ...], list[tuple[object, ...]]]
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from evalsuite.stats import detectable, planning, samples_needed
+from evalsuite.stats.paired import mcnemar_power
 from gdn2.errors import UserError
 
 
@@ -26,7 +27,7 @@ def test_differences_for_samples_agree_with_the_formulas():
 @pytest.mark.parametrize(
     ("points", "power"),
     [
-        (0, 0.8), (100, 0.8), (-3, 0.8), (1e-300, 0.8), (0.000999, 0.8), (float("nan"), 0.8), (float("inf"), 0.8),
+        (0, 0.8), (100, 0.8), (-3, 0.8), (1e-300, 0.8), (0.0999, 0.8), (float("nan"), 0.8), (float("inf"), 0.8),
         (3, 1.0), (3, 0.2), (3, 0.4999), (3, float("nan")),
     ],
 )  # fmt: skip
@@ -37,8 +38,31 @@ def test_wrong_wishes_are_refused(points, power):
 
 def test_the_smallest_difference_and_the_surest_test_have_an_answer():
     header, rows = planning.detect(planning.LEAST, 0.999, 10**6)
-    assert all(isinstance(n, int) and n > 10**9 for row in rows for n in row[1:] if n != "-")
+    assert all(isinstance(n, int) and n > 10**5 for row in rows for n in row[1:] if n != "-")
     assert planning.detect(99.9, 0.5, 1)[1][0][1] >= 1
     # A single sample shows nothing, and more of them always show less.
     several = [[float(value) for value in planning.given(n, 0.8, 1)[1][0][1:]] for n in (10, 100, 10_000)]
     assert all(a > b > c for a, b, c in zip(*several, strict=True))
+
+
+def test_the_power_is_that_of_every_count_of_discordant_pairs():
+    """Against the sum over all counts, which only few samples allow."""
+    from scipy.stats import binom
+
+    def whole(n, first, second, alpha):
+        total = 0.0
+        for pairs in range(n + 1):
+            k = next((k for k in range(pairs, -1, -1) if 2 * binom.cdf(k, pairs, 0.5) <= alpha), -1)
+            chance = first / (first + second)
+            rejected = binom.cdf(k, pairs, chance) + binom.sf(pairs - k - 1, pairs, chance) if k >= 0 else 0.0
+            total += binom.pmf(pairs, n, first + second) * rejected
+        return total
+
+    for n, first, second, alpha in (
+        (1, 0.5, 0.4, 0.05),
+        (40, 0.3, 0.05, 0.05),
+        (60, 0.01, 0.001, 0.05),
+        (50, 0.6, 0.4, 0.01),
+    ):
+        assert mcnemar_power(n, first, second, alpha) == pytest.approx(whole(n, first, second, alpha), abs=1e-9)
+    assert mcnemar_power(10**9, 0.2501, 0.25) > 0.8  # of a billion samples a ten-thousandth
