@@ -169,7 +169,8 @@ def _requests(name: str, instances: Sequence[Any], tokenizer: Tokenizer, profile
 
 def generation(name: str, before: Prompt, settings: Mapping[str, Any]) -> Generate:
     """A request with lm-eval's generation settings. Raises UserError for a task that wants anything but greedy."""
-    if settings.get("do_sample") and float(settings.get("temperature", 1.0)) > 0:
+    temperature = settings.get("temperature")
+    if settings.get("do_sample") and (temperature is None or float(temperature) > 0):
         raise UserError(f"{name} samples its answers; only greedy decoding is supported")
     until = settings.get("until") or ()
     stops = (until,) if isinstance(until, str) else tuple(until)
