@@ -57,6 +57,9 @@ def reverse_kernel(
         i = n - 1 - j
         at = row0 + i * STEP
         rows = tl.minimum(end - at, STEP)
+        if DECAY == CHANNEL:
+            ki = tl.arange(0, BK)
+            whole = tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * K + ki, mask=ki < K, other=0.0)
         k_ = load_rows(k, at, rows, head // (HV // HK), HK, K, 0, C, BK)
         q_ = load_rows(q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK)
         do_ = load_rows(do, at, rows, head, HV, V, v0, C, BV)
@@ -69,8 +72,6 @@ def reverse_kernel(
             dr = dr * tl.load(tails + of)[:, None]
             ds = ds * tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * C + C - 1)
         if DECAY == CHANNEL:
-            ki = tl.arange(0, BK)
-            whole = tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * K + ki, mask=ki < K, other=0.0)
             ds = ds * whole[:, None]
         dr += product(tl.trans(tl.load(square(scores, chunk + i, hs, HS, C))), do_, PRECISION)
         scaled = (do_ * gamma).to(do_.dtype) if DECAY == HEAD else do_

@@ -27,40 +27,54 @@ REACH = tl.constexpr(90.0)
 LEVELS = tl.constexpr(5)
 """Blocks of 2 ** (level + 1) rows, the largest being `BLOCK`."""
 
-# Rows of the table: what row r selects, all of it in the chunk (UPTO ...) or in r's block (SINCE, UNTIL).
+# Rows of the table: what row r selects.
 UPTO = tl.constexpr(0)  # up to r
 BEYOND = tl.constexpr(1)  # after r
 SINCE = tl.constexpr(2)  # up to r, in its block
 UNTIL = tl.constexpr(3)  # after r, in its block
-FROM = tl.constexpr(4)  # from r on
-MIDDLE = tl.constexpr(5)  # + level: between r and the middle of its aligned block of 2 ** (level + 1) rows
+OTHER = tl.constexpr(4)  # the block that r is not in
+FROM = tl.constexpr(5)  # from r on
+MIDDLE = tl.constexpr(6)  # + level: between r and the middle of its aligned block of 2 ** (level + 1) rows
+HALVES = tl.constexpr(12)  # + level: those in the first half of that block where r is in the second
 
 
 @cache
 def selections(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrices of ones and zeros that `sums` multiplies by, [5 + levels, rows, rows]."""
+    """The matrices of ones and zeros that `sums` multiplies by, [matrices, rows, rows]."""
     r = torch.arange(rows, device=device)[:, None]
     t = torch.arange(rows, device=device)[None, :]
     same = r // BLOCK.value == t // BLOCK.value
-    out = [t <= r, t > r, same & (t <= r), same & (t > r), t >= r]
-    for level in range(LEVELS.value):
+    out = [t <= r, t > r, same & (t <= r), same & (t > r), ~same, t >= r]
+    for level in range(LEVELS.value + 1):
         # Rows of the second half: from the middle through r. Rows of the first half: after r up to the middle.
         second = (r >> level) % 2 == 1
         out.append((r >> level == t >> level) & ((t > r) ^ second))
+    for level in range(LEVELS.value):
+        out.append((r >> (level + 1) == t >> (level + 1)) & (r >> level > t >> level))
     return torch.stack(out).to(dtype)
 
 
 @triton.jit
-def sums(table, which, x, C: tl.constexpr, PRECISION: tl.constexpr):
-    """Matrix `which` of the table times x [C, B] in fp32. 16-bit tables: x is split in two, so that 16 bits count."""
+def parts(x, like):
+    """x as a sum of two 16-bit tiles, so that 16 bits count; fp32 operands are taken whole."""
+    coarse = x.to(like)
+    return coarse, (x - coarse).to(like)
+
+
+@triton.jit
+def selection(table, which, C: tl.constexpr):
+    """Matrix `which` of the table [C, C]."""
     i = tl.arange(0, C)
-    select = tl.load(table + which * (C * C) + i[:, None] * C + i[None, :])
+    return tl.load(table + which * (C * C) + i[:, None] * C + i[None, :])
+
+
+@triton.jit
+def sums(select, coarse, fine, PRECISION: tl.constexpr):
+    """The sums over the rows that `select` names, of x [C, B] in `parts`, in fp32."""
     if select.dtype == tl.float32:
-        return tl.dot(select, x, input_precision=PRECISION, out_dtype=tl.float32)
+        return tl.dot(select, coarse, input_precision=PRECISION, out_dtype=tl.float32)
     else:
-        coarse = x.to(select.dtype)
-        fine = tl.dot(select, (x - coarse).to(select.dtype), out_dtype=tl.float32)
-        return tl.dot(select, coarse, fine, out_dtype=tl.float32)
+        return tl.dot(select, coarse, tl.dot(select, fine, out_dtype=tl.float32), out_dtype=tl.float32)
 
 
 @triton.jit
@@ -94,21 +108,37 @@ def load_state(base, index, k0, v0, K: tl.constexpr, V: tl.constexpr, BK: tl.con
 
 
 @triton.jit
-def load_decays(g, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
-    """log2-decays [C, B], zero past the chunk's rows."""
-    return tl.maximum(load_rows(g, row0, rows, head, heads, width, col0, C, B) * LOG2E, FORGET)
+def log2_decays(g):
+    """Natural log-decays in powers of two."""
+    return tl.maximum(g * LOG2E, FORGET)
 
 
 @triton.jit
-def reached(since, DIRECT: tl.constexpr):
-    """One over the decay 2 ** since where that is in REACH (DIRECT: bf16 and fp32 have the exponents), else zero."""
-    return tl.exp2(tl.where(since > -REACH, -since, FORGET)) if DIRECT else tl.zeros(since.shape, dtype=tl.float32)
+def load_decays(g, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
+    """log2-decays [C, B], zero past the chunk's rows."""
+    return log2_decays(load_rows(g, row0, rows, head, heads, width, col0, C, B))
+
+
+@triton.jit
+def reached(since, REST: tl.constexpr, DIRECT: tl.constexpr):
+    """One over the decay 2 ** since where that is in REACH. Elsewhere something finite, or with REST zero (all is,
+    where exponents do not go so far: not DIRECT)."""
+    if REST:
+        return tl.exp2(tl.where(since > -REACH, -since, FORGET)) if DIRECT else tl.zeros(since.shape, dtype=tl.float32)
+    else:
+        return tl.exp2(tl.minimum(-since, REACH))
 
 
 @triton.jit
 def unreached(since, DIRECT: tl.constexpr):
     """One where `reached` is zero."""
     return tl.where(since > -REACH, 0.0, 1.0) if DIRECT else tl.full(since.shape, 1.0, dtype=tl.float32)
+
+
+@triton.jit
+def apart(level, C: tl.constexpr, RANK: tl.constexpr):
+    """Mask [C, C] of the pairs in `halves` that are of two tokens."""
+    return halves(level, C) if RANK == 1 else halves(level, C) & (same_token(C, RANK) == 0)
 
 
 @triton.jit
@@ -131,90 +161,99 @@ def add_scores(score, xf, kn, kf, C: tl.constexpr, PRECISION: tl.constexpr):
 @triton.jit
 def add_rest(
     aqk, t, q_, k_, e_, g_, table,
-    C: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+    C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add one tile of K of the pairs of one block whose key is out of reach."""
     operand: tl.constexpr = k_.dtype
-    rest = unreached(sums(table, SINCE, g_, C, PRECISION), DIRECT)
+    coarse, fine = parts(g_, table.dtype.element_ty)
+    rest = unreached(sums(selection(table, SINCE, C), coarse, fine, PRECISION), DIRECT)
+    if BLOCK % RANK == 0:
+        aqk += tl.where(same_token(C, RANK), product(q_, tl.trans((k_ * rest).to(operand)), PRECISION), 0.0)
     for level in range(0, LEVELS):
-        f = tl.exp2(sums(table, MIDDLE + level, g_, C, PRECISION))
+        f = tl.exp2(sums(selection(table, MIDDLE + level, C), coarse, fine, PRECISION))
         kf = tl.trans((k_ * (f * rest)).to(operand))
-        aqk += tl.where(halves(level, C), product((q_ * f).to(operand), kf, PRECISION), 0.0)
+        pairs = apart(level, C, RANK)
+        aqk += tl.where(pairs, product((q_ * f).to(operand), kf, PRECISION), 0.0)
         if ERASE:
-            t += tl.where(halves(level, C), product((e_ * f).to(operand), kf, PRECISION), 0.0)
+            t += tl.where(pairs, product((e_ * f).to(operand), kf, PRECISION), 0.0)
     return aqk, t
 
 
 @triton.jit
 def channel_scores_kernel(
     q, k, e, g, diag, table,  # inputs
-    qg, eg, kt, decay, scores, solved,  # outputs
+    qg, eg, kt, decay, scores, solved, strong,  # outputs
     chunk_row, chunk_rows,
     H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HS: tl.constexpr, K: tl.constexpr,
-    B: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr,
-    ERASE: tl.constexpr, DIAG: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr, SOLVE: tl.constexpr,
+    B: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, DIAG: tl.constexpr,
+    REST: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr, SOLVE: tl.constexpr,
 ):  # fmt: skip
     """Scores, inverse and decayed operands of one (chunk, head of the scores).
 
-    `decay` [P, Hs, K] is the whole chunk's decay; qg, eg and kt [T, Hs, K] are gamma * q, gamma * e and tail * k.
+    `decay` [P, Hs, K] is the whole chunk's decay; qg, eg and kt [T, Hs, K] are gamma * q, gamma * e and tail * k. The
+    first launch writes to `strong` [P, Hs] where a key is out of reach, and is right elsewhere; the second, REST, then
+    does those again.
     """
     chunk = tl.program_id(0) // HS
     head = tl.program_id(0) % HS
+    if REST and DIRECT:  # noqa: SIM102 - a condition on its own, so that it is gone from the other variants
+        if tl.load(strong + tl.program_id(0)) == 0:
+            return
     row0 = tl.load(chunk_row + chunk)
     rows = tl.load(chunk_rows + chunk)
     hk = head // (HS // H)
     operand: tl.constexpr = k.dtype.element_ty
-    # Pairs inside one token have no decay between them.
     inside = tl.zeros([C, C], dtype=tl.float32)
-    own = tl.zeros([C], dtype=tl.float32)
     aqk = tl.zeros([C, C], dtype=tl.float32)
     t = tl.zeros([C, C], dtype=tl.float32)
-    strong = tl.zeros([C], dtype=tl.float32)
+    least = tl.zeros([C], dtype=tl.float32)
+    second = in_second(C)
+    to_row, to_end, to_other = selection(table, SINCE, C), selection(table, UNTIL, C), selection(table, OTHER, C)
     for col0 in range(0, K, B):
         g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B)
         q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
         k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
-        e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B) if ERASE else q_
-        since = sums(table, SINCE, g_, C, PRECISION)
-        kn = (k_ * reached(since, DIRECT)).to(operand)
-        kf = tl.where(in_second(C), kn, (k_ * tl.exp2(sums(table, UNTIL, g_, C, PRECISION))).to(operand))
-        aqk = add_scores(aqk, (q_ * tl.exp2(since)).to(operand), kn, kf, C, PRECISION)
-        if ERASE:
-            t = add_scores(t, (e_ * tl.exp2(since)).to(operand), kn, kf, C, PRECISION)
-        if RANK == 1:
-            own += tl.sum(q_.to(tl.float32) * k_, 1)
-        else:
+        coarse, fine = parts(g_, table.dtype.element_ty)
+        since = sums(to_row, coarse, fine, PRECISION)
+        other = tl.exp2(sums(to_other, coarse, fine, PRECISION))
+        down = tl.exp2(since)
+        if not REST:
+            least = tl.minimum(least, tl.min(since, 1))
+        if BLOCK % RANK != 0:
             inside += product(q_, tl.trans(k_), PRECISION)
-        strong = tl.maximum(strong, tl.max(unreached(since, DIRECT), 1))
-        # Read again, from a place the compiler cannot know to be the same: kept, they would not fit in the registers.
-        again = col0 + rows // 4096 * B
-        k_ = load_rows(k, row0, rows, hk, H, K, again, C, B)
-        store_rows(kt, k_ * tl.exp2(sums(table, BEYOND, g_, C, PRECISION)), row0, rows, head, HS, K, col0, C, B)
-        gamma = tl.exp2(sums(table, UPTO, g_, C, PRECISION))
-        q_ = load_rows(q, row0, rows, hk, H, K, again, C, B)
-        store_rows(qg, q_ * gamma, row0, rows, head, HS, K, col0, C, B)
+        kf = k_ * tl.exp2(sums(to_end, coarse, fine, PRECISION))
+        store_rows(kt, kf * tl.where(second, 1.0, other), row0, rows, head, HS, K, col0, C, B)
+        kn = (k_ * reached(since, REST, DIRECT)).to(operand)
+        kf = tl.where(second, kn, kf.to(operand))
+        before = tl.where(second, other, 1.0)
+        x = q_ * down
+        aqk = add_scores(aqk, x.to(operand), kn, kf, C, PRECISION)
+        store_rows(qg, x * before, row0, rows, head, HS, K, col0, C, B)
         if ERASE:
-            e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, again, C, B)
-            store_rows(eg, e_ * gamma, row0, rows, head, HS, K, col0, C, B)
+            x = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B) * down
+            t = add_scores(t, x.to(operand), kn, kf, C, PRECISION)
+            store_rows(eg, x * before, row0, rows, head, HS, K, col0, C, B)
         last = (tl.arange(0, C) == C - 1)[:, None]
         col = col0 + tl.arange(0, B)[None, :]
         at = decay + (chunk.to(tl.int64) * HS + head) * K + tl.zeros([C, 1], dtype=tl.int32) + col
-        tl.store(at, gamma, mask=last & (col < K))
-    if tl.max(strong, 0) > 0:
+        tl.store(at, down * other, mask=last & (col < K))
+    if REST:
         for col0 in range(0, K, B):
             g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B)
             q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
             k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
             e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B) if ERASE else q_
-            aqk, t = add_rest(aqk, t, q_, k_, e_, g_, table, C, ERASE, DIRECT, PRECISION)
+            aqk, t = add_rest(aqk, t, q_, k_, e_, g_, table, C, RANK, ERASE, DIRECT, PRECISION)
+    else:
+        tl.store(strong + tl.program_id(0), tl.where(tl.min(least, 0) > -REACH, 0, 1))
     r = tl.arange(0, C)
     token = same_token(C, RANK)
     earlier = (r[:, None] > r[None, :]) & (token == 0)
-    if RANK == 1:
-        inside = own[None, :]
+    # Pairs inside one token have no decay between them.
+    own = aqk if BLOCK % RANK == 0 else inside
     if DIAG:
-        inside = inside * tl.load(diag + (row0 + r).to(tl.int64) * HS + head, mask=r < rows, other=0.0)[None, :]
-    aqk = tl.where(token, inside, tl.where(earlier, aqk, 0.0))
+        own = own * tl.load(diag + (row0 + r).to(tl.int64) * HS + head, mask=r < rows, other=0.0)[None, :]
+    aqk = tl.where(token, own, tl.where(earlier, aqk, 0.0))
     tl.store(square(scores, chunk, head, HS, C), aqk.to(scores.dtype.element_ty))
     if ERASE:
         t = tl.where(earlier, t, 0.0)
@@ -244,142 +283,116 @@ def through_state(
 
 
 @triton.jit
-def inner_pairs(
-    q_, k_, e_, g_, daqk, dt, table,
-    C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+def rest_pairs(
+    dq, de, dk, q_, k_, e_, coarse, fine, rest, daqk, dt, table,
+    C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients [C, B] of q, e and k from the pairs of one chunk with decay between them: `add_scores` mirrored.
-
-    daqk and dt are pointers to [C, C] tiles, zero above the diagonal.
-    """
+    """Add the gradients [C, B] of q, e and k from the pairs of one block that the chunk's middle does not reach."""
     operand: tl.constexpr = k_.dtype
     second = in_second(C)
-    apart = same_token(C, RANK) == 0
-    since = sums(table, SINCE, g_, C, PRECISION)
-    down = tl.exp2(since)
-    up = reached(since, DIRECT)
-    up_far = tl.where(second, up, tl.exp2(sums(table, UNTIL, g_, C, PRECISION)))
-    kn = (k_ * up).to(operand)
-    kf = (k_ * up_far).to(operand)
-    xf = (q_ * down).to(operand)
-    x = tl.load(daqk, mask=apart & (second == 0), other=0.0)
-    dq = product(x, kn, PRECISION)
-    near = product(tl.trans(x), xf, PRECISION)
-    x = tl.load(daqk, mask=apart & second, other=0.0)
-    dq = tl.dot(x, kf, dq, input_precision=PRECISION) * down
-    far = product(tl.trans(x), xf, PRECISION)
-    de = dq
-    if ERASE:
-        xf = (e_ * down).to(operand)
-        x = tl.load(dt, mask=(second == 0) & apart, other=0.0)
-        de = product(x, kn, PRECISION)
-        near = tl.dot(tl.trans(x), xf, near, input_precision=PRECISION)
-        x = tl.load(dt, mask=second & apart, other=0.0)
-        de = tl.dot(x, kf, de, input_precision=PRECISION) * down
-        far = tl.dot(tl.trans(x), xf, far, input_precision=PRECISION)
-    dk = up * near + up_far * far
-    return dq, de, dk, tl.max(tl.max(unreached(since, DIRECT), 1), 0) > 0
-
-
-@triton.jit
-def rest_pairs(
-    dq, de, dk, q_, k_, e_, g_, daqk, dt, table,
-    C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add what the pairs of one block whose key is out of reach give: `add_rest` mirrored."""
-    operand: tl.constexpr = k_.dtype
-    rest = unreached(sums(table, SINCE, g_, C, PRECISION), DIRECT)
     for level in range(0, LEVELS):
-        f = tl.exp2(sums(table, MIDDLE + level, g_, C, PRECISION))
-        kf = (k_ * (f * rest)).to(operand)
-        pairs = halves(level, C) & (same_token(C, RANK) == 0)
-        x = tl.load(daqk, mask=pairs, other=0.0)
-        dq += f * product(x, kf, PRECISION)
-        near = product(tl.trans(x), (q_ * f).to(operand), PRECISION)
+        f = tl.exp2(sums(selection(table, MIDDLE + level, C), coarse, fine, PRECISION))
+        fq, fk = f * tl.where(second, 1.0, rest), f * tl.where(second, rest, 1.0)
+        kf = (k_ * fk).to(operand)
+        pairs = selection(table, HALVES + level, C)
+        if RANK > 1:
+            pairs = tl.where(same_token(C, RANK), 0.0, pairs).to(operand)
+        x = tl.load(daqk) * pairs
+        dq += fq * product(x, kf, PRECISION)
+        near = product(tl.trans(x), (q_ * fq).to(operand), PRECISION)
         if ERASE:
-            x = tl.load(dt, mask=pairs, other=0.0)
-            de += f * product(x, kf, PRECISION)
-            near = tl.dot(tl.trans(x), (e_ * f).to(operand), near, input_precision=PRECISION)
-        dk += (f * rest) * near
+            x = tl.load(dt) * pairs
+            de += fq * product(x, kf, PRECISION)
+            near = tl.dot(tl.trans(x), (e_ * fq).to(operand), near, input_precision=PRECISION)
+        dk += fk * near
     return dq, de, dk
 
 
 @triton.jit
-def gate_gradient(counted, kept, table, C: tl.constexpr, PRECISION: tl.constexpr):
-    """Sum of `counted` over each row and those after it, plus the sum of `kept` over the rows before it [C, B]."""
+def sum_from(x, table, C: tl.constexpr, PRECISION: tl.constexpr):
+    """Sums of each row and those after it [C, B]."""
     if table.dtype.element_ty == tl.bfloat16:
-        return sums(table, FROM, counted - kept, C, PRECISION) + tl.sum(kept, 0)[None, :]
+        coarse, fine = parts(x, tl.bfloat16)
+        return sums(selection(table, FROM, C), coarse, fine, PRECISION)
     else:  # products of gradients leave the exponents of fp16
-        return tl.cumsum(counted, 0, reverse=True) + tl.cumsum(kept, 0) - kept
+        return tl.cumsum(x, 0, reverse=True)
 
 
 @triton.jit
 def channel_inputs_kernel(
-    q, k, e, g, do, dz, written, states, dstates, daqk, dt, table,  # inputs
+    q, k, e, g, do, dz, written, states, dstates, daqk, dt, table, strong,  # inputs
     dq, dk, de, dg,  # outputs [T, Hv, K]
     chunk_row, chunk_rows,
-    H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-    B: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr,
-    ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+    H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HS: tl.constexpr, HV: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, B: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr,
+    ERASE: tl.constexpr, REST: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the inputs on the key side for one (chunk, value head, tile of K).
 
     Every use of a decay is weighted by its own gradient, so dg is a sum over the rows on the far side of each gate:
     reads and erasures after it count up, writes after it count down, and what reaches the chunk's end counts once.
+    Decays between rows are anchored in the middle of the chunk. REST launches do the `strong` chunks, others the rest.
     """
     tiles: tl.constexpr = (K + B - 1) // B
     chunk = tl.program_id(0) // (HV * tiles)
     head = tl.program_id(0) // tiles % HV
+    if DIRECT:  # noqa: SIM102 - as above
+        if (tl.load(strong + chunk * HS + head // (HV // HS)) != 0) != REST:
+            return
     col0 = tl.program_id(0) % tiles * B
     row0 = tl.load(chunk_row + chunk)
     rows = tl.load(chunk_rows + chunk)
     hk = head // (HV // H)
     daqk, dt = square(daqk, chunk, head, HV, C), square(dt, chunk, head, HV, C)
-    g_ = load_decays(g, row0, rows, head // (HV // HG), HG, K, col0, C, B)
-    q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
+    operand: tl.constexpr = k.dtype.element_ty
+    second = in_second(C)
+    # Asked for before the loop, which hides the wait.
+    g_ = load_rows(g, row0, rows, head // (HV // HG), HG, K, col0, C, B)
     k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
+    q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
     e_ = load_rows(e, row0, rows, head // (HV // HE), HE, K, col0, C, B) if ERASE else q_
-    near_q, near_e, near_k, strong = inner_pairs(
-        q_, k_, e_, g_, daqk, dt, table, C, RANK, ERASE, DIRECT, PRECISION
-    )
-    # Read again, from a place the compiler cannot know to be the same: kept, they would not fit in the registers.
-    again = col0 + rows // 4096 * B
-    if strong:
-        g_ = load_decays(g, row0, rows, head // (HV // HG), HG, K, again, C, B)
-        q_ = load_rows(q, row0, rows, hk, H, K, again, C, B)
-        k_ = load_rows(k, row0, rows, hk, H, K, again, C, B)
-        e_ = load_rows(e, row0, rows, head // (HV // HE), HE, K, again, C, B) if ERASE else q_
-        near_q, near_e, near_k = rest_pairs(
-            near_q, near_e, near_k, q_, k_, e_, g_, daqk, dt, table, C, RANK, ERASE, DIRECT, PRECISION
-        )
+    if not REST:
+        x, y, upto = tl.load(daqk), tl.load(dt), selection(table, UPTO, C)
     dq_, de_, dk_, dwhole = through_state(
         do, dz, written, states, dstates, row0, rows, chunk, head, col0, HV, K, V, B, BV, C, ERASE, PRECISION
     )
-    again = col0 + rows // 8192 * B
-    table += rows // 8192 * (C * C)
-    g_ = load_decays(g, row0, rows, head // (HV // HG), HG, K, again, C, B)
-    gamma = tl.exp2(sums(table, UPTO, g_, C, PRECISION))
+    coarse, fine = parts(log2_decays(g_), table.dtype.element_ty)
+    if REST:
+        upto = selection(table, UPTO, C)
+    gamma = tl.exp2(sums(upto, coarse, fine, PRECISION))
+    dq_ *= gamma
+    de_ *= gamma
+    dk_ *= tl.exp2(sums(selection(table, BEYOND, C), coarse, fine, PRECISION))
     # The decay of the whole chunk counts once for every gate, as if its last row had read it.
-    counted = tl.where((tl.arange(0, C) == C - 1)[:, None], gamma * dwhole[None, :], 0.0)
+    last = (tl.arange(0, C) == C - 1)[:, None]
+    kept = tl.sum(k_ * dk_ + tl.where(last, gamma * dwhole[None, :], 0.0), 0)
+    middle = sums(selection(table, MIDDLE + LEVELS, C), coarse, fine, PRECISION)
+    down, up = tl.exp2(middle), reached(middle, REST, DIRECT)
+    fq, fk = tl.where(second, down, up), tl.where(second, up, down)
+    kf = (k_ * fk).to(operand)
+    if REST:
+        x, y = tl.where(same_token(C, RANK), 0.0, tl.load(daqk)).to(operand), tl.load(dt)
+    dq_ += fq * product(x, kf, PRECISION)
+    near = product(tl.trans(x), (q_ * fq).to(operand), PRECISION)
     if ERASE:
-        de_ = de_ * gamma + near_e
+        de_ += fq * product(y, kf, PRECISION)
+        near = tl.dot(tl.trans(y), (e_ * fq).to(operand), near, input_precision=PRECISION)
+    dk_ += fk * near
+    if REST:
+        dq_, de_, dk_ = rest_pairs(
+            dq_, de_, dk_, q_, k_, e_, coarse, fine, unreached(middle, DIRECT), daqk, dt, table,
+            C, RANK, ERASE, PRECISION
+        )  # fmt: skip
+    counted = q_ * dq_ - k_ * dk_
+    if ERASE:
+        counted += e_ * de_
         store_rows(de, de_, row0, rows, head, HV, K, col0, C, B)
-        counted += load_rows(e, row0, rows, head // (HV // HE), HE, K, again, C, B) * de_
-    q_ = load_rows(q, row0, rows, hk, H, K, again, C, B)
-    k_ = load_rows(k, row0, rows, hk, H, K, again, C, B)
-    dq_ = dq_ * gamma + near_q
-    dk_ *= tl.exp2(sums(table, BEYOND, g_, C, PRECISION))
-    counted += q_ * dq_ - k_ * near_k
-    kept = k_ * dk_
-    if RANK == 1:
-        own = tl.sum(tl.where(same_token(C, 1), tl.load(daqk).to(tl.float32), 0.0), 1)[:, None]
-        dq_ += own * k_
-        dk_ += near_k + own * q_
-    else:
-        x = tl.load(daqk, mask=same_token(C, RANK), other=0.0)
+    # A gate of row t lies before the reads of rows r >= t, and inside the tails of rows s < t: `kept` in all, less
+    # those from t on, which `counted` has.
+    store_rows(dg, sum_from(counted, table, C, PRECISION) + kept[None, :], row0, rows, head, HV, K, col0, C, B)
+    if REST:  # pairs inside one token have no decay between them
+        x = tl.where(same_token(C, RANK), tl.load(daqk), 0.0).to(operand)
         dq_ += product(x, k_, PRECISION)
-        dk_ += near_k + product(tl.trans(x), q_, PRECISION)
+        dk_ += product(tl.trans(x), q_, PRECISION)
     store_rows(dq, dq_, row0, rows, head, HV, K, col0, C, B)
     store_rows(dk, dk_, row0, rows, head, HV, K, col0, C, B)
-    # A gate of row t lies before the reads of rows r >= t, and inside the tails of rows s < t.
-    store_rows(dg, gate_gradient(counted, kept, table, C, PRECISION), row0, rows, head, HV, K, col0, C, B)

@@ -211,17 +211,21 @@ def carry_kernel(
         s = tl.where(ki[:, None] == v0 + tl.arange(0, BV)[None, :], 1.0, 0.0)
     else:
         s = load_state(initial, index, 0, v0, K, V, BK, BV)
+    # z comes a chunk ahead, in registers: in shared memory there is no room for a third stage with it.
+    ahead = load_rows(z, row0, tl.minimum(end - row0, STEP), head, HV, V, v0, C, BV)
     for i in range(0, tl.cdiv(end - row0, STEP)):
         at = row0 + i * STEP
         rows = tl.minimum(end - at, STEP)
+        z_ = ahead
+        ahead = load_rows(z, at + STEP, tl.minimum(end - at - STEP, STEP), head, HV, V, v0, C, BV)
+        if DECAY == CHANNEL:
+            ki = tl.arange(0, BK)
+            whole = tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * K + ki, mask=ki < K, other=0.0)
         k_ = load_rows(k, at, rows, head // (HV // HK), HK, K, 0, C, BK)
         operand = s.to(k_.dtype)
         if STORE:
             store_state(states, s, (chunk + i) * HV + head, v0, K, V, BK, BV)
-        if TRANSITION:
-            x = tl.zeros([C, BV], dtype=tl.float32)
-        else:
-            x = load_rows(z, at, rows, head, HV, V, v0, C, BV).to(tl.float32)
+        x = tl.zeros([C, BV], dtype=tl.float32) if TRANSITION else z_.to(tl.float32)
         if DECAY == HEAD:
             of = ((chunk + i).to(tl.int64) * HS + hs) * C + tl.arange(0, C)
             gamma = tl.load(decay + of)[:, None]
@@ -245,8 +249,6 @@ def carry_kernel(
             last = tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * C + C - 1)
             s = s * last
         if DECAY == CHANNEL:
-            ki = tl.arange(0, BK)
-            whole = tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * K + ki, mask=ki < K, other=0.0)
             s = s * whole[:, None]
         s += product(tl.trans(k_), r_, PRECISION)  # Eq. 23
     store_state(final, s, index, v0, K, V, BK, BV)

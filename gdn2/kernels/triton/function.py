@@ -20,6 +20,7 @@ from torch import Tensor
 from gdn2.kernels.contract import SPLIT, Rows
 from gdn2.kernels.triton import backward, channel, forward, tuning
 from gdn2.kernels.triton.segments import Layout, layout
+from gdn2.kernels.triton.tuning import Launch
 
 DECAYS = {"none": 0, "head": 1, "channel": 2}
 WIDEST = 256
@@ -71,6 +72,10 @@ class _Call:
     @cached_property
     def layout(self) -> Layout:
         return layout(self.lengths, C - C % self.rank, self.plan.segment if self.split else 0, self.z.device)
+
+    def launches(self, weak: Launch, strong: Launch) -> tuple[Launch, ...]:
+        """Of a kernel of `channel`: chunks within reach and those beyond, or all of them the latter way."""
+        return (weak, strong) if self.direct else (strong,)
 
     @property
     def selections(self) -> Tensor:
@@ -126,7 +131,7 @@ class _Operands:
     k: Tensor
     e: Tensor
     decay: Tensor
-    tails: Tensor
+    tails: Tensor  # [P, Hs, C], or where decay per channel is `strong` [P, Hs]
     scores: Tensor  # [P, Hs, C, C]
     solved: Tensor  # [P, Hs, C, C]
 
@@ -136,15 +141,15 @@ class _Operands:
 
 
 def _scores(call: _Call) -> _Operands:
-    t, hs, p, how = call.z.shape[0], call.score_heads, call.layout.chunks, call.plan.scores
+    t, hs, p = call.z.shape[0], call.score_heads, call.layout.chunks
     new = call.z.new_empty
     scores = new(p, hs, C, C)
     solved = new(p, hs, C, C) if call.e is not None else scores
     e = call.k if call.e is None else call.e
     variant = {
-        "H": call.heads, "HE": call.erase_heads, "HG": call.decay_heads, "HS": hs, "K": call.key, "B": how.tile, "C": C,
+        "H": call.heads, "HE": call.erase_heads, "HG": call.decay_heads, "HS": hs, "K": call.key, "C": C,
         "RANK": call.rank, "ERASE": call.e is not None, "DIAG": call.diag is not None, "PRECISION": call.precision,
-        "SOLVE": call.solve, "num_warps": how.warps, "num_stages": how.stages,
+        "SOLVE": call.solve,
     }  # fmt: skip
     inputs = (call.q, call.k, e, _or(call.g, call.q), _or(call.diag, call.q))
     chunks = (call.layout.chunk_row, call.layout.chunk_rows)
@@ -152,14 +157,18 @@ def _scores(call: _Call) -> _Operands:
         qg, kt = new(t, hs, call.key), new(t, hs, call.key)
         eg = new(t, hs, call.key) if call.e is not None else kt
         decay = new(p, hs, call.key, dtype=torch.float32)
-        channel.channel_scores_kernel[(p * hs,)](
-            *inputs, call.selections, qg, eg, kt, decay, scores, solved, *chunks, **variant, DIRECT=call.direct
-        )
-        return _Operands(qg, kt, eg, decay, decay, scores, solved)
+        strong = new(p, hs, dtype=torch.int32)
+        for how in call.launches(call.plan.scores, call.plan.strong_scores):
+            channel.channel_scores_kernel[(p * hs,)](
+                *inputs, call.selections, qg, eg, kt, decay, scores, solved, strong, *chunks, **variant, B=how.tile,
+                REST=how is call.plan.strong_scores, DIRECT=call.direct, **how.options,
+            )  # fmt: skip
+        return _Operands(qg, kt, eg, decay, strong, scores, solved)
     decay, tails = (new(p, hs, C, dtype=torch.float32) for _ in range(2)) if call.g is not None else (scores, scores)
     forward.scores_kernel[(p * hs,)](
-        *inputs, decay, tails, scores, solved, *chunks, **variant, DECAY=DECAYS[call.decay]
-    )
+        *inputs, decay, tails, scores, solved, *chunks, **variant, B=call.plan.scores.tile,
+        DECAY=DECAYS[call.decay], **call.plan.scores.options,
+    )  # fmt: skip
     return _Operands(call.q, call.k, e, decay, tails, scores, solved)
 
 
@@ -173,7 +182,7 @@ def _carry(
     kept: tuple[Tensor, Tensor] | None = None, transition: bool = False,
 ) -> Tensor:  # fmt: skip
     """Run the state through every segment from `initial` [Ns, Hv, K, V]; the final states, or the transitions."""
-    how, table = call.plan.carry, call.layout
+    how, table = call.plan.carry if o is None else call.plan.output, call.layout
     width = call.key if transition else call.value
     tile = min(how.tile, max(16, triton.next_power_of_2(width)))
     final = initial.new_empty(table.segments, call.value_heads, call.key, width)
@@ -184,7 +193,7 @@ def _carry(
         **ops.heads, HV=call.value_heads, K=call.key, V=width, BK=max(16, triton.next_power_of_2(call.key)), BV=tile,
         C=C, STEP=table.step, DECAY=DECAYS[call.decay], ERASE=call.e is not None, OUTPUT=o is not None,
         STORE=kept is not None, TRANSITION=transition, PRECISION=call.precision,
-        num_warps=how.warps, num_stages=how.stages,
+        **how.options,
     )  # fmt: skip
     return final
 
@@ -215,7 +224,7 @@ def _reverse(
         table.segment_row, table.segment_end, table.segment_chunk,
         **ops.heads, HV=call.value_heads, K=call.key, V=call.value, BK=max(16, triton.next_power_of_2(call.key)),
         BV=how.tile, C=C, STEP=table.step, DECAY=DECAYS[call.decay], ERASE=call.e is not None,
-        STORE=kept is not None, PRECISION=call.precision, num_warps=how.warps, num_stages=how.stages,
+        STORE=kept is not None, PRECISION=call.precision, **how.options,
     )  # fmt: skip
     return dinitial
 
@@ -232,17 +241,17 @@ def _pairs(call: _Call, do: Tensor, dz: Tensor, written: Tensor) -> tuple[Tensor
         call.layout.chunk_row, call.layout.chunk_rows,
         H=call.heads, HG=call.decay_heads, HV=hv, K=call.key, V=call.value, BK=32, BV=how.tile, C=C, RANK=call.rank,
         DECAY=DECAYS[call.decay], ERASE=call.e is not None, DIAG=call.diag is not None, PRECISION=call.precision,
-        num_warps=how.warps, num_stages=how.stages,
+        **how.options,
     )  # fmt: skip
     return daqk, dt, ddiag
 
 
 def _input_gradients(
-    call: _Call, do: Tensor, dz: Tensor, written: Tensor, states: Tensor, dstates: Tensor, daqk: Tensor, dt: Tensor
+    call: _Call, ops: _Operands, do: Tensor, dz: Tensor, written: Tensor, states: Tensor, dstates: Tensor,
+    daqk: Tensor, dt: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of q, k, e and g in their own shapes."""
-    t, hv, how = call.z.shape[0], call.value_heads, call.plan.inputs
-    tiles = -(-call.key // how.tile)
+    t, hv, plan = call.z.shape[0], call.value_heads, call.plan
 
     def empty(heads: int) -> Tensor:
         # Grouped heads are written apart in fp32 and summed in a fixed order afterwards.
@@ -252,21 +261,26 @@ def _input_gradients(
     inputs = (call.q, call.k, _or(call.e, call.q), _or(call.g, call.q), do, dz, written, states, dstates, daqk, dt)
     variant = {
         "H": call.heads, "HE": call.erase_heads, "HG": call.decay_heads, "HV": hv, "K": call.key, "V": call.value,
-        "B": how.tile, "BV": min(how.tile, call.plan.pairs.tile), "C": C, "ERASE": call.e is not None,
-        "PRECISION": call.precision, "num_warps": how.warps, "num_stages": how.stages,
+        "C": C, "ERASE": call.e is not None, "PRECISION": call.precision,
     }  # fmt: skip
     chunks = (call.layout.chunk_row, call.layout.chunk_rows)
-    grid = (call.layout.chunks * hv * tiles,)
     dg = dq
     if call.decay == "channel":
         dg = call.z.new_empty(t, hv, call.key, dtype=torch.float32)
-        channel.channel_inputs_kernel[grid](
-            *inputs, call.selections, dq, dk, de, dg, *chunks, **variant, RANK=call.rank, DIRECT=call.direct
-        )
+        for how in call.launches(plan.inputs, plan.strong_inputs):
+            channel.channel_inputs_kernel[(call.layout.chunks * hv * -(-call.key // how.tile),)](
+                *inputs, call.selections, ops.tails, dq, dk, de, dg, *chunks, **variant, HS=call.score_heads,
+                B=how.tile, BV=how.inner, RANK=call.rank, REST=how is plan.strong_inputs, DIRECT=call.direct,
+                **how.options,
+            )  # fmt: skip
     else:
+        tiles = -(-call.key // plan.inputs.tile)
         if call.g is not None:
             dg = call.z.new_empty(tiles, t, hv, dtype=torch.float32)
-        backward.inputs_kernel[grid](*inputs, dq, dk, de, dg, *chunks, t, **variant, DECAY=DECAYS[call.decay])
+        backward.inputs_kernel[(call.layout.chunks * hv * tiles,)](
+            *inputs, dq, dk, de, dg, *chunks, t, **variant, B=plan.inputs.tile, BV=plan.inputs.inner,
+            DECAY=DECAYS[call.decay], **plan.inputs.options,
+        )  # fmt: skip
     if call.decay == "head":
         dg = dg.sum(0)
     return (
@@ -325,7 +339,7 @@ class _DeltaRule(torch.autograd.Function):
                 ends = _merge(call, transitions, added, dlast, reverse=True)
             dstarts = _reverse(call, ops, do, ends, kept=(dz, dstates))
             daqk, dt, ddiag = _pairs(call, do, dz, written)
-            dq, dk, de, dg = _input_gradients(call, do, dz, written, states, dstates, daqk, dt)
+            dq, dk, de, dg = _input_gradients(call, ops, do, dz, written, states, dstates, daqk, dt)
         dstate = dstarts[call.layout.first] if call.layout.split else dstarts
         found = (dq, dk, de, dz, dg, ddiag, dstate)
         cast = [None if x is None else x.to(dtype) for x, dtype in zip(found, ctx.dtypes, strict=True)]

@@ -17,11 +17,18 @@ CHUNK = 64  # rows; decays are anchored in halves of it, the inverse is built fr
 
 @dataclass(frozen=True)
 class Launch:
-    """How one kernel is launched. `tile` is its tile of the key or value axis."""
+    """How one kernel is launched. `tile` is its tile of the key or value axis, `inner` what it takes of the other."""
 
     tile: int
     warps: int
     stages: int = 2
+    inner: int = 64
+    registers: int | None = None  # most that a thread may have, for more programs at a time
+
+    @property
+    def options(self) -> dict[str, int | None]:
+        """Keyword arguments of the launch."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,12 @@ class Plan:
 
     scores: Launch  # tile of K
     carry: Launch  # tile of V
+    output: Launch  # the same where outputs are written
     reverse: Launch  # tile of V
     pairs: Launch  # tile of V
     inputs: Launch  # tile of K
+    strong_scores: Launch  # of chunks out of reach; the tile is that of `scores`, for the same bits
+    strong_inputs: Launch
     segment: int  # rows after which a sequence is split, 0 never
     precision: str = "tf32x3"  # products of fp32 operands
     solve: str = "tf32x3"  # products inside the triangular inverse, fp32 inputs
@@ -65,16 +75,24 @@ def device_class(device: torch.device) -> str:
 def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsize: int) -> Plan:
     channel = decay == "channel"
     if itemsize == 4:
-        state = Launch(_tile(value, 32), 4, 1)
+        state = output = Launch(_tile(value, 32), 4, 1)
+    elif key > 128:
+        state = output = Launch(_tile(value, 16), 8, 1)
     else:
-        state = Launch(_tile(value, 16), 8, 1) if key > 128 else Launch(_tile(value, 64), 4, 2)
+        state, output = (Launch(_tile(value, 64), 4, stages) for stages in (2, 3))
     tiles = value_heads * -(-value // state.tile)
+    few = _tile(value // 2, 32)
     return Plan(
-        scores=Launch(32, 4, 2) if channel else Launch(_tile(key, 64), 4),
+        scores=Launch(32, 4, 3) if channel else Launch(_tile(key, 64), 4),
         carry=state,
+        output=output,
         reverse=state,
         pairs=Launch(_tile(value, 64), 4),
-        inputs=Launch(16 if key <= 64 else 32, 4, 1) if channel else Launch(_tile(key, 64), 8),
+        inputs=(Launch(32, 4, 3, _tile(value // 2, 64)) if key > 64 else Launch(16, 4, 2, few))
+        if channel
+        else Launch(_tile(key, 64), 8, 2, _tile(value, 64)),
+        strong_scores=Launch(16, 4, 2),
+        strong_inputs=Launch(16, 4, 2, few),
         segment=SEGMENT if tiles < MULTIPROCESSORS[kind] else 0,
     )
 
