@@ -17,8 +17,8 @@ OPTIONAL = (
     ("transformers", "other models (--model hf:...): pip install 'gdn2-eval[hf]'"),
     ("fla", "the peer of `bench kernels`: pip install flash-linear-attention"),
 )
-SOUND_ON_HOPPER = (3, 7, 1)
-"""Triton 3.4.0 to 3.7.0 compiles some Hopper kernels to wrong results (fla issues 640 and 983)."""
+SOUND_ON_HOPPER = (3, 9)
+"""Older ones assemble for Hopper with a ptxas that miscompiles matrix products (triton pull request 11781)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,8 @@ def _hopper(machine: Machine) -> list[Finding]:
     if release(machine.triton) >= SOUND_ON_HOPPER:
         return []
     text = (
-        f"{machine.triton} on Hopper: versions 3.4.0 to 3.7.0 compile some kernels wrongly; "
-        "check with `gdn2-eval bench kernels`, which refuses wrong results, or install triton >= 3.7.1"
+        f"{machine.triton} on Hopper: its ptxas, older than 13.3, compiles some kernels wrongly; check with `gdn2-eval "
+        "bench kernels`, which refuses wrong results, or set TRITON_PTXAS_PATH to a newer ptxas"
     )
     return [Finding("note", "triton", text)]
 

@@ -47,6 +47,7 @@ class Compiled:
     hmma: int  # ... Ampere's, ...
     utcmma: int  # ... Blackwell's
     nbytes: int  # of all its arguments: what it moves if it touches each once
+    unset: int = 0  # reads of uniform registers that nothing wrote: the assembler's fault, and a wrong result
 
     @property
     def spills(self) -> int:
@@ -134,6 +135,7 @@ def inspect(config: str, target: str, kernel: Any, nbytes: int) -> Compiled:
         registers=int(registers[1]), shared=kernel.metadata.shared,
         local_loads=_count(r"LDL", sass), local_stores=_count(r"STL", sass),
         hgmma=_count(r"HGMMA", sass), hmma=_count(r"HMMA", sass), utcmma=_count(r"UTC\w*MMA", sass), nbytes=nbytes,
+        unset=unset_reads(sass),
     )  # fmt: skip
 
 
@@ -144,6 +146,29 @@ def _tool(name: str, *arguments: str) -> str:
 
 def _count(instruction: str, sass: str) -> int:
     return len(re.findall(rf"\s{instruction}(?=[\s.])", sass))
+
+
+def unset_reads(sass: str) -> int:
+    """Reads of uniform registers before any instruction, in program order, has written them.
+
+    ptxas 12.8 lost the first half of the descriptor of a Hopper matrix product so: the product then reads anywhere.
+    """
+    written: set[int] = set()
+    found = 0
+    for instruction in re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(\w[^;]*);", sass):
+        name, _, rest = instruction.partition(" ")
+        operands = [x.strip() for x in rest.split(",")]
+        target = re.fullmatch(r"UR(\d+)", operands[0])
+        for operand in operands[1:] if target else operands:
+            for kind, number, pair in re.findall(r"(g?desc)?\[?UR(\d+)(\.64)?", operand):
+                first, count = int(number), 2 if kind or pair else 1
+                if kind == "gdesc":  # descriptors of both operands; of the second one alone where R holds the first
+                    first, count = (first + 2, 2) if operands[1].startswith("R") else (first, 4)
+                found += sum(i not in written for i in range(first, first + count))
+        if target:
+            size = 4 if ".128" in name else 2 if ".64" in name or "WIDE" in name else 1
+            written.update(range(int(target[1]), int(target[1]) + size))
+    return found
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16, grad: bool = False) -> Tensor:

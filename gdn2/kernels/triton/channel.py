@@ -4,7 +4,10 @@ A chunk of 64 rows is two blocks of 32. q and e decay from the start of their bl
 its end for the rows of the second. Keys of the row's own block are divided by their decay since its start where that is
 in `REACH`; the others (`rest`) are anchored in the middle of the smallest aligned block of 2, 4, 8, 16 or 32 rows that
 holds the pair. Which way a key takes depends on gates up to its own row only, so a later gate never changes an earlier
-score.
+score. Gradients need no such care: there both sides are anchored in the middle of the chunk, where that is in reach.
+
+Chunks with a key out of reach are rare, and what they need does not fit in the registers beside the rest: they have
+launches of their own (REST), whose programs stop at once where `strong` says that there is nothing to do.
 
 Sums of log-decays are products of 0/1 matrices with them on the tensor cores. Those matrices come from a table in
 memory (`selections`): made in the kernel, their masks alone took more registers than there are.
@@ -108,15 +111,9 @@ def load_state(base, index, k0, v0, K: tl.constexpr, V: tl.constexpr, BK: tl.con
 
 
 @triton.jit
-def log2_decays(g):
-    """Natural log-decays in powers of two."""
-    return tl.maximum(g * LOG2E, FORGET)
-
-
-@triton.jit
 def load_decays(g, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
     """log2-decays [C, B], zero past the chunk's rows."""
-    return log2_decays(load_rows(g, row0, rows, head, heads, width, col0, C, B))
+    return tl.maximum(load_rows(g, row0, rows, head, heads, width, col0, C, B) * LOG2E, FORGET)
 
 
 @triton.jit
@@ -346,20 +343,12 @@ def channel_inputs_kernel(
     daqk, dt = square(daqk, chunk, head, HV, C), square(dt, chunk, head, HV, C)
     operand: tl.constexpr = k.dtype.element_ty
     second = in_second(C)
-    # Asked for before the loop, which hides the wait.
-    g_ = load_rows(g, row0, rows, head // (HV // HG), HG, K, col0, C, B)
-    k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
-    q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
-    e_ = load_rows(e, row0, rows, head // (HV // HE), HE, K, col0, C, B) if ERASE else q_
-    if not REST:
-        x, y, upto = tl.load(daqk), tl.load(dt), selection(table, UPTO, C)
     dq_, de_, dk_, dwhole = through_state(
         do, dz, written, states, dstates, row0, rows, chunk, head, col0, HV, K, V, B, BV, C, ERASE, PRECISION
     )
-    coarse, fine = parts(log2_decays(g_), table.dtype.element_ty)
-    if REST:
-        upto = selection(table, UPTO, C)
-    gamma = tl.exp2(sums(upto, coarse, fine, PRECISION))
+    k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
+    coarse, fine = parts(load_decays(g, row0, rows, head // (HV // HG), HG, K, col0, C, B), table.dtype.element_ty)
+    gamma = tl.exp2(sums(selection(table, UPTO, C), coarse, fine, PRECISION))
     dq_ *= gamma
     de_ *= gamma
     dk_ *= tl.exp2(sums(selection(table, BEYOND, C), coarse, fine, PRECISION))
@@ -369,14 +358,19 @@ def channel_inputs_kernel(
     middle = sums(selection(table, MIDDLE + LEVELS, C), coarse, fine, PRECISION)
     down, up = tl.exp2(middle), reached(middle, REST, DIRECT)
     fq, fk = tl.where(second, down, up), tl.where(second, up, down)
+    q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
     kf = (k_ * fk).to(operand)
+    x = tl.load(daqk)
     if REST:
-        x, y = tl.where(same_token(C, RANK), 0.0, tl.load(daqk)).to(operand), tl.load(dt)
+        x = tl.where(same_token(C, RANK), 0.0, x).to(operand)
     dq_ += fq * product(x, kf, PRECISION)
     near = product(tl.trans(x), (q_ * fq).to(operand), PRECISION)
+    e_ = q_
     if ERASE:
-        de_ += fq * product(y, kf, PRECISION)
-        near = tl.dot(tl.trans(y), (e_ * fq).to(operand), near, input_precision=PRECISION)
+        e_ = load_rows(e, row0, rows, head // (HV // HE), HE, K, col0, C, B)
+        x = tl.load(dt)
+        de_ += fq * product(x, kf, PRECISION)
+        near = tl.dot(tl.trans(x), (e_ * fq).to(operand), near, input_precision=PRECISION)
     dk_ += fk * near
     if REST:
         dq_, de_, dk_ = rest_pairs(

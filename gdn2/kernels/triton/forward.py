@@ -190,34 +190,38 @@ def carry_kernel(
     HQ: tl.constexpr, HK: tl.constexpr, HE: tl.constexpr, HS: tl.constexpr, HV: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, STEP: tl.constexpr,
     DECAY: tl.constexpr, ERASE: tl.constexpr, OUTPUT: tl.constexpr, STORE: tl.constexpr,
-    TRANSITION: tl.constexpr, PRECISION: tl.constexpr,
+    TRANSITION: tl.constexpr, APART: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Carry the state over one segment of STEP-row chunks, for one value head and one tile of V.
 
     OUTPUT writes o. STORE writes what the backward pass needs: the state before each chunk, and R. TRANSITION starts
-    from the identity with nothing to write, so that `final` is the segment's transition; V is then K.
+    from the identity with nothing to write, tile by tile of K, so that `written` [Ns, Hv, K, K] is the segment's
+    transition; APART then does the tiles of V too, from no state, in the same launch since they read the same.
     """
-    tiles: tl.constexpr = (V + BV - 1) // BV
+    identities: tl.constexpr = (K + BV - 1) // BV if TRANSITION else 0
+    tiles: tl.constexpr = identities + ((V + BV - 1) // BV if APART or not TRANSITION else 0)
     segment = tl.program_id(0) // (HV * tiles)
     head = tl.program_id(0) // tiles % HV
-    v0 = tl.program_id(0) % tiles * BV
+    tile = tl.program_id(0) % tiles
+    v0 = (tile - identities) * BV
     row0 = tl.load(segment_row + segment)
     end = tl.load(segment_end + segment)
     chunk = tl.load(segment_chunk + segment)
     hs = head // (HV // HS)
     index = segment * HV + head
+    written_rows = end - row0  # rows of z that count
     if TRANSITION:
-        ki = tl.arange(0, BK)
-        s = tl.where(ki[:, None] == v0 + tl.arange(0, BV)[None, :], 1.0, 0.0)
+        s = tl.where(tl.arange(0, BK)[:, None] == tile * BV + tl.arange(0, BV)[None, :], 1.0, 0.0)
+        written_rows = tl.where(tile < identities, 0, written_rows)
     else:
         s = load_state(initial, index, 0, v0, K, V, BK, BV)
     # z comes a chunk ahead, in registers: in shared memory there is no room for a third stage with it.
-    ahead = load_rows(z, row0, tl.minimum(end - row0, STEP), head, HV, V, v0, C, BV)
+    ahead = load_rows(z, row0, tl.minimum(written_rows, STEP), head, HV, V, v0, C, BV)
     for i in range(0, tl.cdiv(end - row0, STEP)):
         at = row0 + i * STEP
         rows = tl.minimum(end - at, STEP)
-        z_ = ahead
-        ahead = load_rows(z, at + STEP, tl.minimum(end - at - STEP, STEP), head, HV, V, v0, C, BV)
+        x = ahead.to(tl.float32)
+        ahead = load_rows(z, at + STEP, tl.minimum(written_rows - (i + 1) * STEP, STEP), head, HV, V, v0, C, BV)
         if DECAY == CHANNEL:
             ki = tl.arange(0, BK)
             whole = tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * K + ki, mask=ki < K, other=0.0)
@@ -225,7 +229,6 @@ def carry_kernel(
         operand = s.to(k_.dtype)
         if STORE:
             store_state(states, s, (chunk + i) * HV + head, v0, K, V, BK, BV)
-        x = tl.zeros([C, BV], dtype=tl.float32) if TRANSITION else z_.to(tl.float32)
         if DECAY == HEAD:
             of = ((chunk + i).to(tl.int64) * HS + hs) * C + tl.arange(0, C)
             gamma = tl.load(decay + of)[:, None]
@@ -251,7 +254,10 @@ def carry_kernel(
         if DECAY == CHANNEL:
             s = s * whole[:, None]
         s += product(tl.trans(k_), r_, PRECISION)  # Eq. 23
-    store_state(final, s, index, v0, K, V, BK, BV)
+    if TRANSITION and tile < identities:
+        store_state(written, s, index, tile * BV, K, K, BK, BV)
+    else:
+        store_state(final, s, index, v0, K, V, BK, BV)
 
 
 @triton.jit

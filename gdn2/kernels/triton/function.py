@@ -9,7 +9,7 @@ Axes: N sequences, T rows, P chunks, Ns segments, C rows a chunk, H key heads, H
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -179,23 +179,33 @@ def _or(x: Tensor | None, other: Tensor) -> Tensor:
 
 def _carry(
     call: _Call, ops: _Operands, initial: Tensor, *, o: Tensor | None = None,
-    kept: tuple[Tensor, Tensor] | None = None, transition: bool = False,
+    kept: tuple[Tensor, Tensor] | None = None, transition: Tensor | None = None, apart: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Run the state through every segment from `initial` [Ns, Hv, K, V]; the final states, or the transitions."""
+    """Run the state through every segment and return the final states [Ns, Hv, K, V].
+
+    They start from `initial`. With `transition` [Ns, Hv, K, K], which is filled, they start from nothing, and are
+    only found where `apart`.
+    """
     how, table = call.plan.carry if o is None else call.plan.output, call.layout
-    width = call.key if transition else call.value
-    tile = min(how.tile, max(16, triton.next_power_of_2(width)))
-    final = initial.new_empty(table.segments, call.value_heads, call.key, width)
-    written, states = kept if kept is not None else (final, final)
-    forward.carry_kernel[(table.segments * call.value_heads * -(-width // tile),)](
+    tile = how.tile if transition is None else min(how.tile, max(16, triton.next_power_of_2(call.key)))
+    tiles = -(-call.value // tile) if transition is None or apart else 0
+    tiles += 0 if transition is None else -(-call.key // tile)
+    final = initial.new_empty(table.segments, call.value_heads, call.key, call.value)
+    written, states = kept if kept is not None else (final if transition is None else transition, final)
+    forward.carry_kernel[(table.segments * call.value_heads * tiles,)](
         ops.q, ops.k, ops.e, call.z, ops.decay, ops.tails, ops.scores, ops.solved, initial,
         _or(o, call.z), written, states, final, table.segment_row, table.segment_end, table.segment_chunk,
-        **ops.heads, HV=call.value_heads, K=call.key, V=width, BK=max(16, triton.next_power_of_2(call.key)), BV=tile,
-        C=C, STEP=table.step, DECAY=DECAYS[call.decay], ERASE=call.e is not None, OUTPUT=o is not None,
-        STORE=kept is not None, TRANSITION=transition, PRECISION=call.precision,
-        **how.options,
+        **ops.heads, HV=call.value_heads, K=call.key, V=call.value, BK=max(16, triton.next_power_of_2(call.key)),
+        BV=tile, C=C, STEP=table.step, DECAY=DECAYS[call.decay], ERASE=call.e is not None, OUTPUT=o is not None,
+        STORE=kept is not None, TRANSITION=transition is not None, APART=apart,
+        PRECISION=call.precision, **how.options,
     )  # fmt: skip
     return final
+
+
+def _transitions(call: _Call, like: Tensor) -> Tensor:
+    """Room for the transition of every segment."""
+    return like.new_empty(call.layout.segments, call.value_heads, call.key, call.key)
 
 
 def _merge(call: _Call, transitions: Tensor, added: Tensor, initial: Tensor, reverse: bool) -> Tensor:
@@ -249,7 +259,7 @@ def _pairs(call: _Call, do: Tensor, dz: Tensor, written: Tensor) -> tuple[Tensor
 def _input_gradients(
     call: _Call, ops: _Operands, do: Tensor, dz: Tensor, written: Tensor, states: Tensor, dstates: Tensor,
     daqk: Tensor, dt: Tensor,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """Gradients of q, k, e and g in their own shapes."""
     t, hv, plan = call.z.shape[0], call.value_heads, call.plan
 
@@ -296,6 +306,13 @@ def _per_head(x: Tensor, heads: int) -> Tensor:
     return x if x.shape[1] == heads else x.unflatten(1, (heads, -1)).sum(2)
 
 
+def _spread(call: _Call) -> _Call:
+    """The call with decay per head written out per channel, where the plan says so."""
+    if call.g is None or not call.plan.spread:
+        return call
+    return replace(call, g=call.g[..., None].expand(*call.g.shape, call.key).contiguous())
+
+
 class _DeltaRule(torch.autograd.Function):
     """q, k, e, z, g, diag, state, lengths, rank, split -> o, last."""
 
@@ -306,19 +323,20 @@ class _DeltaRule(torch.autograd.Function):
         q, k = q.to(z.dtype).contiguous(), k.to(z.dtype).contiguous()
         e = None if e is None else e.to(z.dtype).contiguous()
         g, diag = (None if x is None else x.float().contiguous() for x in (g, diag))
-        call = _Call(q, k, e, z.contiguous(), g, diag, lengths, rank, split)
+        call = _spread(_Call(q, k, e, z.contiguous(), g, diag, lengths, rank, split))
         state = state.contiguous()
         with torch.cuda.device_of(z):
             ops = _scores(call)
             starts = state
             if call.layout.split:
-                transitions = _carry(call, ops, state, transition=True)
-                zero = state.new_zeros(call.layout.segments, *state.shape[1:])
-                starts = _merge(call, transitions, _carry(call, ops, zero), state, reverse=False)
+                transitions = _transitions(call, state)
+                added = _carry(call, ops, state, transition=transitions, apart=True)
+                starts = _merge(call, transitions, added, state, reverse=False)
             o = torch.empty_like(call.z)
             last = _carry(call, ops, starts, o=o)
         ctx.save_for_backward(call.q, call.k, call.e, call.z, call.g, call.diag, starts)
         ctx.lengths, ctx.rank, ctx.split, ctx.dtypes = lengths, rank, split, dtypes
+        ctx.spread = call.g is not g
         return o, last[call.layout.last] if call.layout.split else last
 
     @staticmethod
@@ -334,12 +352,15 @@ class _DeltaRule(torch.autograd.Function):
             _carry(call, ops, starts, kept=(written, states))
             ends = dlast
             if call.layout.split:
-                transitions = _carry(call, ops, starts, transition=True)
+                transitions = _transitions(call, starts)
+                _carry(call, ops, starts, transition=transitions)
                 added = _reverse(call, ops, do, torch.zeros_like(starts))
                 ends = _merge(call, transitions, added, dlast, reverse=True)
             dstarts = _reverse(call, ops, do, ends, kept=(dz, dstates))
             daqk, dt, ddiag = _pairs(call, do, dz, written)
             dq, dk, de, dg = _input_gradients(call, ops, do, dz, written, states, dstates, daqk, dt)
+        if ctx.spread and dg is not None:
+            dg = dg.sum(-1)
         dstate = dstarts[call.layout.first] if call.layout.split else dstarts
         found = (dq, dk, de, dz, dg, ddiag, dstate)
         cast = [None if x is None else x.to(dtype) for x, dtype in zip(found, ctx.dtypes, strict=True)]

@@ -43,6 +43,7 @@ class Plan:
     inputs: Launch  # tile of K
     strong_scores: Launch  # of chunks out of reach; the tile is that of `scores`, for the same bits
     strong_inputs: Launch
+    spread: bool  # take decay per head as decay per channel
     segment: int  # rows after which a sequence is split, 0 never
     precision: str = "tf32x3"  # products of fp32 operands
     solve: str = "tf32x3"  # products inside the triangular inverse, fp32 inputs
@@ -76,8 +77,8 @@ def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsiz
     channel = decay == "channel"
     if itemsize == 4:
         state = output = Launch(_tile(value, 32), 4, 1)
-    elif key > 128:
-        state = output = Launch(_tile(value, 16), 8, 1)
+    elif key > 128:  # the forms of these kernels that ptxas 12.8 compiles rightly, see README.md
+        state, output = Launch(16, 4, 2), Launch(16, 8, 1)
     else:
         state, output = (Launch(_tile(value, 64), 4, stages) for stages in (2, 3))
     tiles = value_heads * -(-value // state.tile)
@@ -86,13 +87,14 @@ def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsiz
         scores=Launch(32, 4, 3) if channel else Launch(_tile(key, 64), 4),
         carry=state,
         output=output,
-        reverse=state,
+        reverse=output if key > 128 else state,
         pairs=Launch(_tile(value, 64), 4),
         inputs=(Launch(32, 4, 3, _tile(value // 2, 64)) if key > 64 else Launch(16, 4, 2, few))
         if channel
         else Launch(_tile(key, 64), 8, 2, _tile(value, 64)),
         strong_scores=Launch(16, 4, 2),
         strong_inputs=Launch(16, 4, 2, few),
+        spread=kind == "sm_90" and decay == "head" and key > 128 and itemsize < 4,
         segment=SEGMENT if tiles < MULTIPROCESSORS[kind] else 0,
     )
 

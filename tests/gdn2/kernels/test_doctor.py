@@ -9,7 +9,7 @@ import pytest
 from gdn2.kernels import numba
 from gdn2.kernels.doctor import Finding, Machine, examine, look, release
 
-H200 = Machine("2.13.0", "13.0", "3.7.1", "NVIDIA H200", (9, 0), 141 << 30, False, ())
+H200 = Machine("2.13.0", "13.0", "3.9.0", "NVIDIA H200", (9, 0), 141 << 30, False, ())
 CPU = Machine("2.13.0+cpu", None, "3.9.0", None, None, 0, False, ("fla",))
 
 
@@ -25,7 +25,7 @@ def test_a_sound_gpu_machine_has_no_remarks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("triton", "remarked"), [("3.6.0", True), ("3.7.0", True), ("3.7.1", False), ("3.10.0", False)]
+    ("triton", "remarked"), [("3.6.0", True), ("3.7.1", True), ("3.9.0", False), ("3.10.0", False)]
 )
 def test_triton_that_miscompiles_hopper_is_named(triton: str, remarked: bool) -> None:
     found = by_subject(replace(H200, triton=triton))["triton"]

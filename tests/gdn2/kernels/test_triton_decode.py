@@ -310,7 +310,13 @@ def test_slots_beyond_two_to_the_31_elements() -> None:
     want_o, want_state = run("reference", call, pool(2, 16, 128, 128), None, None, torch.float64)
     x = {n: None if t is None else t.to(DEVICE) for n, t in cast(call, torch.float32).items()}
     o = delta_step(
-        x["q"], x["k"], x["e"], x["z"], x["g"], state, torch.tensor([3, last], device=DEVICE),
+        x["q"],
+        x["k"],
+        x["e"],
+        x["z"],
+        x["g"],
+        state,
+        torch.tensor([3, last], device=DEVICE),
         implementation="triton",
     )
     assert error(o.cpu(), want_o) < 1e-6 and error(state[[3, last]].cpu(), want_state) < 1e-6

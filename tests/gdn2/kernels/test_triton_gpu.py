@@ -14,7 +14,6 @@ from tests.gdn2.kernels.oracle import Case, assert_close, draw, error, run
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS"),
 ]
 
 

@@ -41,7 +41,10 @@ def test_convolution_and_gradients_equal_torch(lengths: list[int], bias: bool, a
     want.backward(upstream)
     got_leaves = leaves(x, weight, b, dtype=torch.float32, device=DEVICE)
     got, got_window = prologue.short_conv(
-        *got_leaves, guarded(window.float().to(DEVICE)), Ragged(lengths, DEVICE), activate  # type: ignore[arg-type]
+        *got_leaves,
+        guarded(window.float().to(DEVICE)),
+        Ragged(lengths, DEVICE),
+        activate,  # type: ignore[arg-type]
     )
     got.backward(guarded(upstream.float().to(DEVICE)))
     assert torch.equal(got_window.cpu(), want_window.float())
