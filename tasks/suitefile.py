@@ -34,6 +34,7 @@ ENTRY = ("task", "lengths", "samples", "profile", "fields")
 _LENGTH = re.compile(r"([1-9][0-9]{0,8})([km]?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 _RANGE = (128, 1 << 24)  # tokens
+_MOST = 10**7  # samples
 
 
 def packaged() -> list[str]:
@@ -103,7 +104,7 @@ class _File:
 
     def _protocol(self, i: int, entry: dict[str, Any], inner: Chosen) -> str | None:
         profile, fields = entry.get("profile"), entry.get("fields", {})
-        if profile is None and not fields:
+        if profile is None and fields == {}:
             return inner.protocol
         task = inner.task
         if not isinstance(profile, str | None):
@@ -112,7 +113,7 @@ class _File:
             self._refuse(i, "fields", f"fields is {fields!r:.60}, not a table of texts and whole numbers")
         several = {key: value if isinstance(value, list) else [value] for key, value in fields.items()}
         pairs = [f"{key}={'/'.join(map(str, values))}" for key, values in several.items()]
-        text = ":".join([profile or task.protocols[0], *pairs])
+        text = ":".join([task.protocols[0] if profile is None else profile, *pairs])
         try:
             if isinstance(task, Adjustable):
                 task.expand(text)
@@ -124,8 +125,9 @@ class _File:
 
     def _samples(self, table: dict[str, Any], i: int | None) -> int | None:
         value = table.get("samples")
-        if value is not None and (type(value) is not int or not 1 <= value <= 10**7):
-            self._refuse(i, "samples", f"samples is {value!r:.60}, not a whole number of at least 1")
+        if value is not None and (type(value) is not int or not 1 <= value <= _MOST):
+            wanted = f"a whole number of at least 1 and at most {_MOST}"
+            self._refuse(i, "samples", f"samples is {value!r:.60}, not {wanted}")
         return value
 
     def _lengths(self, table: dict[str, Any], i: int | None) -> tuple[int, ...] | None:

@@ -1,5 +1,6 @@
 """Suites in TOML: what they ask, and the line that is named where something is wrong."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 import cli
 import tasks
-from evalsuite.plan import Ask, check_profile
+from evalsuite.plan import Ask, check_profile, parse_lengths
 from evalsuite.plan import settings as planned
 from evalsuite.types import Chosen
 from gdn2.errors import DataError, UserError
@@ -105,6 +106,20 @@ WRONG = [
     ('[[tasks]]\ntask = "vt"\n\n"fields" = 3\n', 4, "fields is 3, not a table"),
     ('[[tasks]]\ntask = "vt"\nfields = { x = 1 }\n', 3, "has no profile 'exact:x=1'"),
     ('[[tasks]]\ntask = "vt"\n[tasks.fields]\nx = [1, 2]\n', 3, "has no profile 'exact:x=1/2'"),
+    ('[[tasks]]\ntask = "vt"\nfields = 0\n', 3, "fields is 0, not a table"),
+    ('[[tasks]]\ntask = "vt"\nfields = ""\n', 3, "fields is '', not a table"),
+    ('[[tasks]]\ntask = "vt"\nfields = []\n', 3, "fields is [], not a table"),
+    ('[[tasks]]\ntask = "vt"\nfields = false\n', 3, "fields is False, not a table"),
+    ('[[tasks]]\ntask = "vt"\nfields = { x = 1.5 }\n', 3, "fields is {'x': 1.5}, not a table"),
+    ('[[tasks]]\ntask = "vt"\nprofile = ""\n', 3, "has no profile ''; it has exact,"),
+    ('[[tasks]]\ntask = "niah_single_1"\nfields = { forced = [] }\n', 3, "forced '' of niah_single_1 is not yes or no"),
+    ('[[tasks]]\ntask = "niah_single_1"\nfields = { forced = true }\n', 3, "forced 'True' of niah_single_1 is not"),
+    ('[[tasks]]\ntask = "vt"\nlengths = []\n', 3, 'lengths is [], not a list such as ["1k", 4096]'),
+    ('[[tasks]]\ntask = "vt"\nlengths = [127]\n', 3, "length 127 is not 128 to 16777216 tokens, as 4096 or 4k"),
+    ('[[tasks]]\ntask = "vt"\nlengths = ["17m"]\n', 3, "length '17m' is not 128 to 16777216"),
+    ('[[tasks]]\ntask = "vt"\nlengths = ["1.5k"]\n', 3, "length '1.5k' is not"),
+    ('[[tasks]]\ntask = "vt"\nsamples = 10000001\n', 3, "not a whole number of at least 1 and at most 10000000"),
+    ('[[tasks]]\ntask = "vt"\nsamples = -1\n', 3, "samples is -1"),
     ('[[tasks]]\ntask = "vt"\nseed = 1\n', 3, "unknown key 'seed'; there are task, lengths"),
     ('tasks = [{ task = "vt", samples = 0 }]\n', 1, "samples is 0"),
 ]  # fmt: skip
@@ -142,6 +157,32 @@ def test_any_text_is_a_suite_or_refused_in_one_line(suite: Callable, text: str) 
         assert tasks.resolve(path)
     except UserError as problem:
         assert "\n" not in str(problem).replace("\\n", "")
+
+
+ENTRIES = st.fixed_dictionaries(
+    {"task": st.sampled_from(["niah_single_1", "vt", "cwe", "mqar"])},
+    optional={
+        "samples": st.integers(1, 10**7),
+        "lengths": st.lists(st.sampled_from([128, 1000, "1k", "4K", " 2k ", "16m", "131072"]), min_size=1, max_size=4),
+        "profile": st.just("exact"),
+    },
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ENTRIES, min_size=1, max_size=4), st.none() | st.integers(1, 99))
+def test_what_a_suite_says_is_what_is_asked(suite: Callable, entries: list[dict], samples: int | None) -> None:
+    """Written as TOML and read back: each task in its order, with its own numbers before the suite's."""
+    entries = [{k: v for k, v in one.items() if k != "profile" or one["task"] != "mqar"} for one in entries]
+    tables = ["[[tasks]]\n" + "\n".join(f"{k} = {json.dumps(v)}" for k, v in one.items()) for one in entries]
+    text = "\n".join([f"samples = {samples}" * (samples is not None), *tables])
+    found = suitefile.load(Path(suite(text)), tasks._named)
+    assert [one.name for one in found] == [one["task"] for one in entries]
+    for one, entry in zip(found, entries, strict=True):
+        assert isinstance(one, Chosen) and one.samples == entry.get("samples", samples)
+        assert one.protocol == entry.get("profile")
+        said = [parse_lengths(str(n).strip())[0] for n in entry.get("lengths", [])]
+        assert one.lengths == (tuple(dict.fromkeys(said)) or None)
 
 
 def test_suites_that_ship_are_good() -> None:
