@@ -1,9 +1,9 @@
 """Causal softmax attention over one sequence at a time, in blocks of queries, so memory stays flat in the length.
 
-Without gradients every product has a shape that depends on the tokens' own positions alone: queries come in
+Without gradients on a CPU every product has a shape that depends on the tokens' own positions alone: queries come in
 blocks of `BLOCK` positions, counted from the sequence's first token, keys in segments that start where such a block
-does. A result is then the same, bit for bit, in any batch and in any pieces. With gradients torch's own attention does
-it. (Where Triton serves, `gdn2.kernels.triton.attention` takes the place of all this.)
+does. A result is then the same, bit for bit, in any batch and in any pieces. Elsewhere torch's own attention does it.
+(Where Triton serves, `gdn2.kernels.triton.attention` takes the place of all this.)
 
 Axes: T tokens, S keys, G key heads, R query heads a key head, d head width, v value width, N sequences, L cache slots.
 """
@@ -19,7 +19,7 @@ from gdn2.kernels import numba
 BLOCK = 64  # queries of one product
 SEGMENT = 1024  # keys of one product
 SLOTS = 256  # a cache that grows does so by this many slots
-WIDE_BLOCK = 1024  # queries of one call of torch's attention
+WIDE_BLOCK = 256  # queries of one call of torch's attention
 FLOOR = -1e30  # below every score, but finite: a row whose keys are all hidden stays zero instead of becoming NaN
 
 
@@ -38,7 +38,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None) -> T
     """
     if q.shape[0] == 0:
         return q.new_empty(*q.shape[:-1], v.shape[-1])
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or q.is_cuda:
         return _in_wide_blocks(q, k, v, start, window)
     return _in_blocks(q, k, v, start, window)
 
@@ -58,7 +58,7 @@ def _in_blocks(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None) 
     q = q.view(-1, BLOCK, groups, share, width).permute(0, 2, 3, 1, 4).flatten(2, 3).contiguous()  # [blocks, G, R C, d]
     first = last - k.shape[0]
     k, v = (_span(x.to(wide), first, base, end) for x in (k, v))  # [G, S, d]
-    run = _compiled if wide == torch.float32 and numba.available() and not q.is_cuda else _plain
+    run = _compiled if wide == torch.float32 and numba.available() else _plain
     out = run(q, k, v, range(begin, end, BLOCK), window)
     out = out.view(-1, groups, share, BLOCK, out.shape[-1]).permute(0, 3, 1, 2, 4).flatten(0, 1)
     return out[start - begin : last - begin].to(dtype)
@@ -127,23 +127,25 @@ def _fold(state: tuple[Tensor, Tensor, Tensor], scores: Tensor, values: Tensor) 
 
 
 def _in_wide_blocks(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None) -> Tensor:
+    """torch's own attention, in blocks whose shapes depend on their positions alone."""
     tokens, groups, share, width = q.shape
-    first = start + tokens - k.shape[0]
-    k, v = (x.transpose(0, 1).repeat_interleave(share, 0)[None] for x in (k, v))  # [1, H, S, d]
-    q = q.flatten(1, 2).transpose(0, 1)[None]
+    begin, last = start // WIDE_BLOCK * WIDE_BLOCK, start + tokens
+    end = -(-last // WIDE_BLOCK) * WIDE_BLOCK
+    base = first_key(begin, window)
+    q = F.pad(q.flatten(1), (0, 0, start - begin, end - last)).view(end - begin, groups * share, width)
+    q = q.transpose(0, 1)[None]
+    k, v = (_span(x, last - x.shape[0], base, end).repeat_interleave(share, 0)[None] for x in (k, v))  # [1, H, S, d]
     out = []
-    begin = start // WIDE_BLOCK * WIDE_BLOCK
-    for block in range(begin, start + tokens, WIDE_BLOCK):
-        low, high = max(block, start), min(block + WIDE_BLOCK, start + tokens)
-        oldest = max(first, first_key(low, window))
-        mine = q[:, :, low - start : high - start]
-        keys, values = (x[:, :, oldest - first : high - first] for x in (k, v))
-        query, key = (torch.arange(a, high, device=q.device) for a in (low, oldest))
+    for block in range(begin, end, WIDE_BLOCK):
+        oldest, stop = first_key(block, window), block + WIDE_BLOCK
+        keys, values = (x[:, :, oldest - base : stop - base] for x in (k, v))
+        query, key = (torch.arange(a, stop, device=q.device) for a in (block, oldest))
         visible = key <= query[:, None]
         if window is not None:
             visible = visible & (key > query[:, None] - window)
+        mine = q[:, :, block - begin : stop - begin]
         out.append(F.scaled_dot_product_attention(mine, keys, values, attn_mask=visible))
-    return torch.cat(out, 2)[0].transpose(0, 1).unflatten(1, (groups, share))
+    return torch.cat(out, 2)[0, :, start - begin : last - begin].transpose(0, 1).unflatten(1, (groups, share))
 
 
 def attend_together(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:

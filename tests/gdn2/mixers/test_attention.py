@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from gdn2.mixers import Mixer, build
+from gdn2.mixers import Mixer, build, softmax
 from gdn2.mixers.attention import rotate, rotation
 from gdn2.mixers.softmax import SLOTS
 from gdn2.ragged import Ragged
@@ -120,3 +120,14 @@ def test_cost_of_a_full_cache_is_what_it_takes() -> None:
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build("attention", 32, options)
+
+
+@pytest.mark.parametrize(("start", "count", "window"), [(0, 40, None), (300, 520, None), (250, 9, 64), (511, 2, 300)])
+def test_both_ways_through_blocks_say_the_same(start: int, count: int, window: int | None) -> None:
+    """The one torch's attention takes, and the one of a CPU without gradients."""
+    rng = torch.Generator().manual_seed(start)
+    past = start if window is None else min(start, window - 1)
+    q = torch.randn(count, 2, 3, 8, generator=rng, dtype=torch.float64)
+    k, v = (torch.randn(past + count, 2, n, generator=rng, dtype=torch.float64) for n in (8, 5))
+    wide, narrow = (run(q, k, v, start, window) for run in (softmax._in_wide_blocks, softmax._in_blocks))
+    assert wide.shape == (count, 2, 3, 5) and relative(wide, narrow) < 1e-12
