@@ -64,7 +64,7 @@ def _run(loop: Callable[..., None], arguments: Sequence[Any], count: int, work: 
 
 
 def _array(x: Tensor) -> Any:
-    return x.detach().numpy()
+    return (x.detach() if x.requires_grad else x).numpy()
 
 
 def _wide(x: Tensor | None) -> Tensor:
@@ -161,28 +161,30 @@ def mamba2(
         windows: before and after [N, C, W - 1]; the second is filled.
         memory: states, fp32 and contiguous, which move on in place [N, H, K, P].
     """
-    loops, wide, bounds = _loops(), _wide(x), _bounds(starts)
-    tokens, (n, heads, keys, width) = x.shape[0], memory.shape
+    loops, wide, bounds = _loops(), _array(_wide(x)), _bounds(starts)
+    tokens, (n, heads, keys, width), channels = x.shape[0], memory.shape, layer.taps.shape[0]
     inner = heads * width
-    u = wide.new_empty(tokens, layer.taps.shape[0])
-    shift = wide.new_zeros(u.shape[1]) if layer.bias is None else _wide(layer.bias)
+    # Arrays of numpy from here on: a step of decoding would spend more time on tensors than in the loops.
+    u = np.empty((tokens, channels), np.float32)
+    shift = np.zeros(channels, np.float32) if layer.bias is None else _wide(layer.bias)
     before, after = windows
     arguments: tuple[Any, ...] = (wide, inner, _wide(layer.taps.t()), shift, _wide(before), bounds, True, u, after)
-    _run(loops.conv, arguments, n, 16 * u.numel())
-    q, k = (wide.new_empty(tokens, (u.shape[1] - inner) // 2) for _ in "qk")
-    z, g = wide.new_empty(tokens, heads, width), wide.new_empty(tokens, heads)
+    _run(loops.conv, arguments, n, 16 * u.size)
+    q, k = (np.empty((tokens, (channels - inner) // 2), np.float32) for _ in "qk")
+    z, g = np.empty((tokens, heads, width), np.float32), np.empty((tokens, heads), np.float32)
     limits = np.float32(layer.low), np.float32(layer.high)
     rate = layer.A_log.float().exp()
-    _run(loops.mamba2_inputs, (wide, u, _wide(layer.dt_bias), rate, *limits, q, k, z, g), tokens, 16 * u.numel())
-    o = torch.zeros_like(z)
-    q, k = (y.unflatten(1, (-1, keys)) for y in (q, k))
-    arguments = (q, k, _NOTHING, z, g[..., None], _NOTHING[..., 0], 1, bounds, _bounds(range(n)), memory, o)
-    _run(loops.delta, arguments, n * heads, 4 * z.numel() * keys)
-    y = wide.new_empty(tokens, inner)
-    weight = y.new_zeros(0) if layer.norm is None else _wide(layer.norm)
+    _run(loops.mamba2_inputs, (wide, u, _wide(layer.dt_bias), rate, *limits, q, k, z, g), tokens, 16 * u.size)
+    o = np.zeros_like(z)
+    by_head = [y.reshape(tokens, (channels - inner) // 2 // keys, keys) for y in (q, k)]
+    none = _array(_NOTHING)
+    arguments = (*by_head, none, z, g[..., None], none[..., 0], 1, bounds, _bounds(range(n)), memory, o)
+    _run(loops.delta, arguments, n * heads, 4 * z.size * keys)
+    y = np.empty((tokens, inner), np.float32)
+    weight = np.zeros(0, np.float32) if layer.norm is None else _wide(layer.norm)
     arguments = (wide, u, o, _wide(layer.skip), weight, layer.groups, layer.late, np.float32(layer.eps), y)
-    _run(loops.mamba2_outputs, arguments, tokens, 16 * y.numel())
-    return y.to(x.dtype)
+    _run(loops.mamba2_outputs, arguments, tokens, 16 * y.size)
+    return torch.from_numpy(y).to(x.dtype)
 
 
 def fold_gates(raw: Raw, gates: Gates) -> Folded:
