@@ -181,7 +181,7 @@ def _row(cell: Cell, metric: str, tally: Tally, asked: int) -> tuple[object, ...
 def _seconds(created_at: str) -> float:
     try:
         return datetime.fromisoformat(created_at).astimezone(UTC).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):  # no date, or one at the end of all years
         return 0.0
 
 

@@ -110,6 +110,44 @@ def test_rate_and_time_left_are_those_of_the_last_answers(run):
     assert "16/64 samples  60 tokens/s  about 1 h 03 min left" in watch.lines()[0]
 
 
+@pytest.mark.parametrize(
+    "odd", ["", "yesterday", "0001-01-01T00:00:00+10:00", "9999-12-31T23:59:59-10:00", "2026-13-01", "12:30"]
+)
+def test_a_time_that_is_none_costs_the_rate_and_nothing_else(run, odd):
+    directory, records = run
+    append(directory, [dataclasses.replace(r, created_at=odd) for r in records[:3]])
+    watch = Watch(directory)
+    watch.look()
+    assert "3/64 samples" in watch.lines()[0] and watch.rate() is None
+    good = [
+        dataclasses.replace(r, created_at=f"2026-01-02T00:00:{i:02d}+00:00", prompt_tokens=700)
+        for i, r in enumerate(records[3:6])
+    ]
+    append(directory, good)
+    watch.look()
+    assert watch.rate() == 3 * 700 / 2 and "6/64 samples" in watch.lines()[0]
+
+
+def test_a_zone_is_taken_off_the_time(run):
+    directory, records = run
+    times = ["2026-01-02T05:30:00+05:30", "2026-01-02T00:00:10+00:00", "2026-01-01T19:00:20-05:00"]
+    append(
+        directory,
+        [dataclasses.replace(r, created_at=at, prompt_tokens=100) for at, r in zip(times, records[:3], strict=True)],
+    )
+    watch = Watch(directory)
+    watch.look()
+    assert watch.rate() == pytest.approx(3 * 100 / 20)
+
+
+def test_no_time_between_answers_is_no_rate(run):
+    directory, records = run
+    append(directory, [dataclasses.replace(r, created_at="2026-01-02T00:00:00+00:00") for r in records[:5]])
+    watch = Watch(directory)
+    watch.look()
+    assert watch.rate() is None and "tokens/s" not in watch.lines()[0] and "left" not in watch.lines()[0]
+
+
 def test_metrics_of_a_sample_count_once_in_the_rate(run):
     directory, records = run
     for r in records[:4]:
