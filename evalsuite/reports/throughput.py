@@ -47,7 +47,7 @@ def load(paths: Sequence[Path]) -> list[Speed]:
         for file in sorted((path / "bench").glob("*.json")) if path.is_dir() else []:
             try:
                 found += _read(json.loads(file.read_text(encoding="utf-8")))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 raise DataError(f"cannot read {file}: {error!r:.100}") from None
     return found
 
