@@ -8,6 +8,8 @@ import pytest
 from evalsuite import stats
 from evalsuite.reports import compare, frame, gridformats
 from gdn2.errors import DataError, UserError
+from tests.evalsuite.test_cells import records as cells_records
+from tests.evalsuite.test_cells import row
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +123,71 @@ def test_newcombe_covers_the_truth_of_pairs():
             low, high = stats.newcombe(first, second)
             hits += low <= shares[1] - shares[2] <= high
         assert 0.92 <= hits / 400 <= 1.0, shares
+
+
+def built(first, second, **changes):
+    """The one line of a table of two runs, by column; scores by sample."""
+    sides = [
+        cells_records(
+            *(
+                row(
+                    model=name,
+                    checkpoint=name * 64,
+                    run_id=name,
+                    sample_id=str(i),
+                    score=score,
+                    target=str(i),
+                    **changes,
+                )
+                for i, score in enumerate(scores)
+            )
+        )
+        for name, scores in (("a", first), ("b", second))
+    ]
+    grid = compare.build(sides)
+    (line,) = grid.lines
+    return grid, line, dict(zip([head.key for head in grid.heads], line.cells, strict=True))
+
+
+def test_a_line_of_the_table_worked_out_by_hand():
+    grid, line, cells = built([1, 1, 1, 1, 0, 0, 0, 0, 1, 1], [1, 1, 0, 0, 0, 0, 0, 0, 0, 1])
+    assert grid.title == "Paired comparison" and grid.corners == ("task", "length")
+    assert line.labels == ("S-NIAH-2", "1K") and line.section == "b @bbbbbbbb against a @aaaaaaaa"
+    assert line.runs == ("a", "b") and cells["profile"] == "exact"
+    assert (cells["first"].value, cells["second"].value) == (60.0, pytest.approx(30.0))
+    moved = cells["difference"]
+    assert moved.value == pytest.approx(-30.0) and moved.low < -30 < moved.high and moved.n == moved.asked == 10
+    # Three pairs differ, all one way: the exact test of 3 in 3 under a fair coin, two-sided.
+    assert cells["p"].value == cells["p_holm"].value == pytest.approx(0.25) and moved.mark == ""
+    deltas = [0, 0, -1, -1, 0, 0, 0, 0, -1, 0]
+    spread = (sum((d + 0.3) ** 2 for d in deltas) / 9) ** 0.5
+    assert cells["detectable"].value == pytest.approx(100 * 2.80158 * spread / 10**0.5, rel=1e-4)
+    assert cells["unpaired"].value == 0
+
+
+def test_what_is_worse_for_certain_is_marked_and_what_is_even_has_nothing_to_detect():
+    _, _, cells = built([1.0] * 12, [0.0] * 12)
+    assert cells["p"].value == pytest.approx(2 / 2**12) and cells["difference"].mark == "*"
+    assert cells["difference"].value == -100.0 and cells["detectable"] is None  # all pairs differ alike
+    _, _, cells = built([1.0] * 12, [1.0] * 12)
+    assert cells["p"].value == 1.0 and cells["difference"].mark == "" and cells["detectable"] is None
+
+
+def test_scores_that_are_no_shares_are_shown_as_they_are_and_named():
+    _, line, cells = built([-3.0, -1.0, -2.0], [-1.0, -1.0, -1.0], metric="value_logprob")
+    assert line.labels[0] == "S-NIAH-2 value_logprob"
+    assert (cells["first"].value, cells["second"].value, cells["difference"].value) == (-2.0, -1.0, 1.0)
+    _, line, _ = built([1.0, 0.0], [1.0, 1.0], metric="acc", task="piqa", length=0)
+    assert line.labels == ("piqa", "-")
+
+
+def test_weights_count_in_the_means():
+    sides = []
+    for name, scores in (("a", (1.0, 0.0)), ("b", (0.0, 1.0))):
+        rows = [
+            row(model=name, checkpoint=name, run_id=name, sample_id=str(i), score=score, weight=weight, metric="acc")
+            for i, (score, weight) in enumerate(zip(scores, (3.0, 1.0), strict=True))
+        ]
+        sides.append(cells_records(*rows))
+    (found,) = compare.comparisons(sides[0].frame, sides[1].frame)
+    assert (found.first, found.second, found.difference.mean) == (0.75, 0.25, -0.5)

@@ -112,6 +112,77 @@ def test_a_wrong_value_is_neither_written_nor_read(changes, message):
             from_line(altered(**changes))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"depth": 0.0},
+        {"depth": 1.0},
+        {"depth": None},
+        {"metric_count": 1},
+        {"weight": 0.0},
+        {"latency_s": 0.0},
+        {"seed": 0},
+        {"seed": 2**63 - 1},
+        {"params": 0},
+        {"length": 0},
+        {"score": 0.0},
+        {"score": -5.5},
+        {"score": 1e300},
+        {"score": None, "error": "oom"},
+        {"logprob": -1e9},
+        {"target": "", "output": ""},
+        {"created_at": ""},
+    ],
+)
+def test_values_at_the_ends_are_inside(changes):
+    record = dataclasses.replace(RECORD, **changes)
+    assert from_line(to_line(record)) == record
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"depth": -1e-9},
+        {"depth": 1 + 1e-9},
+        {"metric_count": 0},
+        {"weight": -1e-9},
+        {"latency_s": -1e-9},
+        {"length": -1},
+        {"params": -1},
+        {"task_version": "1"},
+        {"score": "1"},
+        {"score": True},
+        {"depth": 1},
+        {"weight": 1},
+        {"output": b"x"},
+        {"decided_early": 1},
+        {"decided_early": None},
+        {"logprob": float("-inf")},
+        {"length": 1024.0},
+        {"sample_id": 0},
+    ],
+)
+def test_values_beyond_them_are_not(changes):
+    (name,) = changes
+    with pytest.raises(DataError, match=f"column .*{name}"):
+        check(dataclasses.replace(RECORD, **changes))
+
+
+def test_messages_say_what_to_do():
+    for line, message in (
+        (
+            altered(schema_version=SCHEMA_VERSION + 1),
+            f"^schema version 2 is newer than {SCHEMA_VERSION}: update gdn2-eval",
+        ),
+        (json.dumps(dataclasses.asdict(RECORD)), "^the checksum is missing$"),
+        (altered(schema_version="1"), "^schema version '1' is unknown$"),
+        (altered(**{"x" * 500: 1}), "^unknown column 'xxx"),
+    ):
+        with pytest.raises(DataError, match=message) as caught:
+            from_line(line)
+        assert len(str(caught.value)) < 120
+
+
 def test_unknown_and_missing_columns_are_named():
     with pytest.raises(DataError, match="unknown column 'colour'"):
         from_line(altered(colour="red"))

@@ -129,6 +129,14 @@ def test_a_sample_is_written_as_each_generator_writes_it(profile: str) -> None:
         assert made.record["answer_prefix"] == prefix
 
 
+def test_the_prefix_is_found_by_its_first_ten_letters() -> None:
+    """Upstream looks for no more: what follows them may differ from the prefix, and stays with the answer."""
+    made = search.written(job("nvidia-main"), Draft("Q? Answer: it was", ("a",)), " Answer: it is", 0, 9)
+    assert made.record["input"] == "Q?" and made.record["answer_prefix"] == " Answer: it was"
+    plain = search.written(job("lm-eval"), Draft("Q? Answer: it is", ("a",)), " Answer: it is", 0, 9)
+    assert plain.prompt == "Q? Answer: it is" and plain.record["input"] == "Q?"
+
+
 def test_a_needle_sample_of_the_main_branch_says_where_the_answer_stands() -> None:
     draft = NeedleDraft(
         "Some text: 1234567. What?", " The special magic", ("1234567",), ("k",), (("k", "1234567"),), 0, False
