@@ -172,3 +172,59 @@ def test_hostile_names_compile_in_latex(hostile, tmp_path):
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("text", "typeset"),
+    [
+        ("\\", r"\textbackslash{}"), ("{", r"\{"), ("}", r"\}"), ("&", r"\&"), ("%", r"\%"), ("$", r"\$"), ("#", r"\#"),
+        ("_", r"\_"), ("~", r"\textasciitilde{}"), ("^", r"\textasciicircum{}"), ("<", r"\textless{}"),
+        (">", r"\textgreater{}"), ("|", r"\textbar{}"), ('"', "''"), ("`", r"\textasciigrave{}"), ("[", "{[}"),
+        ("]", "{]}"), ("*", "{*}"), ("a-b", "a-b"), ("--", "-{}-"), ("---", "-{}-{}-"), ("é", "(U+00E9)"),
+        ("北", "(U+5317)"), ("🙂", "(U+1F642)"), ("a\n b", "a b"), ("", ""), ("Plain text 1.5", "Plain text 1.5"),
+    ],
+)  # fmt: skip
+def test_every_letter_that_latex_would_read_is_typeset_as_itself(text, typeset):
+    assert escape.latex(text) == typeset
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "`plain`"), ("", ""), (" \n ", ""), ("a`b", "`` a`b ``"), ("``", "``` `` ```"), ("a|b", "`a\u00a6b`"),
+        ("*x* <b>", "`*x* <b>`"), ("a\tb", "`a b`"),
+    ],
+)  # fmt: skip
+def test_a_code_span_is_longer_than_what_it_holds(text, shown):
+    assert escape.markdown(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("=1", "'=1"), ("+1", "'+1"), ("-1", "'-1"), ("@x", "'@x"), ("'x", "''x"), ("\uff1d1", "'\uff1d1"),
+        ("\uff0b", "'\uff0b"), ("\uff0d", "'\uff0d"), ("\uff20", "'\uff20"), ("a=1", "a=1"), ("1-2", "1-2"), ("", ""),
+        ("  =1", "'=1"), ("\t+1", "'+1"), ("x\n=1", "x =1"),
+    ],
+)  # fmt: skip
+def test_a_cell_that_begins_like_a_formula_is_a_text(text, kept):
+    assert escape.csv(text) == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "label"),
+    [
+        ("short", 40, "short"), ("x" * 40, 40, "x" * 40), ("x" * 41, 40, "x" * 39 + "…"), ("abcdef", 4, "abc…"),
+        ("é ɏ", 40, "é ɏ"), ("\u0250", 40, "?"), ("北京", 40, "??"), ("_hidden", 40, " _hidden"), ("a_b", 40, "a_b"),
+        ("_" + "x" * 39, 40, " _" + "x" * 37 + "…"), ("", 40, ""), ("a\nb", 40, "a b"),
+    ],
+)  # fmt: skip
+def test_a_label_fits_and_has_letters_of_the_font_alone(text, limit, label):
+    assert escape.figure(text, limit) == label and len(label) <= limit
+    assert escape.figure("x" * 41) == "x" * 39 + "…"
+
+
+def test_html_is_escaped_for_text_and_quoted_attributes():
+    assert escape.html("""<a href="x" title='y'>&amp;""") == "&lt;a href=&quot;x&quot; title=&#x27;y&#x27;&gt;&amp;amp;"
+    assert escape.html("line\n\x1b[2Jnext\u202e") == "line\nnext"
+    assert escape.terminal("a\x1b[31m\n [b]c[/b]") == "a [b]c[/b]"
