@@ -70,6 +70,8 @@ def add(app: typer.Typer, echo: Echo, echo_table: EchoTable) -> None:
         """Say what would run here, and why."""
         from gdn2.kernels.doctor import examine, look
 
+        if not compile_ and (only or target != "sm_90"):
+            raise UserError("--target and --only say what --compile compiles: add --compile")
         table = compiled(target, only) if compile_ else None  # first: a wrong target prints nothing else
         for finding in examine(look()):
             mark = "" if finding.kind == "ok" else f"{finding.kind}: "

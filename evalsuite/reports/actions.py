@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -97,7 +98,11 @@ def tables(runs: Sequence[Path], shape: Shape, where: Sequence[str], output: Out
         return output.put(_renderer(pivot.effective(records)))
     if shape.down or shape.across:
         names = [[n.strip() for n in text.split(",") if n.strip()] for text in (shape.down, shape.across)]
-        return output.put(_renderer(pivot.build(records, names[0] or ["model"], names[1] or ["task", "length"])))
+        down = names[0] or ["model"]
+        across = names[1] or [name for name in ("task", "length") if name not in down]
+        if twice := [name for name, count in Counter(down + across).items() if count > 1]:
+            raise UserError(f"column {quoted(twice[0])} stands twice in --rows and --columns; once is enough")
+        return output.put(_renderer(pivot.build(records, down, across)))
     table = layout.build(records, PUBLISHED[shape.published])
 
     def render(form: str) -> str:

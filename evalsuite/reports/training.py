@@ -35,7 +35,9 @@ def read(path: Path) -> Log:
                 if not line.endswith("\n"):
                     break  # being written
                 tokens = _add(log, json.loads(line), tokens)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except OSError as error:
+        raise DataError(f"cannot read {path} as a training log: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"cannot read {path} as a training log: {error!r:.100}") from None
     if not log.loss:
         raise DataError(f"{path} holds no steps of training")

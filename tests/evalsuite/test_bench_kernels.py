@@ -192,6 +192,8 @@ def test_the_doctor_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.startswith("python") and "kernels" in out
     assert cli.main(["doctor", "--compile", "--only", "gdn3"]) == 2
     assert "no configuration contains 'gdn3'" in capsys.readouterr().err
+    assert cli.main(["doctor", "--target", "sm_80"]) == 2
+    assert "add --compile" in capsys.readouterr().err
 
 
 def test_a_missing_peer_is_none() -> None:

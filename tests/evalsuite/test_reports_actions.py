@@ -230,3 +230,11 @@ def test_the_committed_table_is_what_the_committed_records_give(root, warnings):
     output = actions.Output(zoo / "table.md", check=True)
     said = actions.tables([zoo], actions.Shape(published="none"), [], output, warnings.append)
     assert said.endswith("is what the records give")
+
+
+def test_a_column_stands_once(tables):
+    for shape in ({"down": "model,model"}, {"down": "task", "across": "length,task"}):
+        with pytest.raises(UserError, match="^column '(model|task)' stands twice in --rows and --columns"):
+            tables(**shape)
+    where = ["model=synthetic-gdn2"]
+    assert tables(down="task", where=where) == tables(down="task", across="length", where=where)
