@@ -90,13 +90,17 @@ def reverse_kernel(
 @triton.jit
 def pairs_kernel(
     q, k, g, diag, do, dz, written,  # inputs
-    daqk, dt, ddiag,  # outputs
+    daqk, dt, own, ddiag,  # outputs
     chunk_row, chunk_rows,
     H: tl.constexpr, HG: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr, DECAY: tl.constexpr,
     ERASE: tl.constexpr, DIAG: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the scores and of T [P, Hv, C, C], with the decay of the pair folded in when it is per head."""
+    """Gradients of the scores and of T [P, Hv, C, C], with the decay of the pair folded in when it is per head.
+
+    Per channel and at rank 1 those of a row with itself go to `own` [P, Hv, C] and are zero in daqk: their products
+    with decays would only add rounding to dg.
+    """
     chunk = tl.program_id(0) // HV
     head = tl.program_id(0) % HV
     row0 = tl.load(chunk_row + chunk)
@@ -112,17 +116,20 @@ def pairs_kernel(
     token = same_token(C, RANK)
     earlier = (r[:, None] > r[None, :]) & (token == 0)
     if DIAG:
-        own = tl.zeros([C, C], dtype=tl.float32)
+        pair = tl.zeros([C, C], dtype=tl.float32)
         for col0 in range(0, K, BK):
             q_ = load_rows(q, row0, rows, head // (HV // H), H, K, col0, C, BK)
-            own += product(q_, tl.trans(load_rows(k, row0, rows, head // (HV // H), H, K, col0, C, BK)), PRECISION)
+            pair += product(q_, tl.trans(load_rows(k, row0, rows, head // (HV // H), H, K, col0, C, BK)), PRECISION)
         at = (row0 + r).to(tl.int64) * HV + head
-        tl.store(ddiag + at, tl.sum(tl.where(token, own * da, 0.0), 0), mask=r < rows)
+        tl.store(ddiag + at, tl.sum(tl.where(token, pair * da, 0.0), 0), mask=r < rows)
         da = tl.where(token, da * tl.load(diag + at, mask=r < rows, other=0.0)[None, :], da)
     if DECAY == HEAD:
         pair_decay = between(load_gate(g, row0, rows, head // (HV // HG), HG, C), C)
         da = tl.where(earlier, da * pair_decay, da)
         d = d * pair_decay
+    if DECAY == CHANNEL and RANK == 1:
+        tl.store(own + (chunk.to(tl.int64) * HV + head) * C + r, tl.sum(tl.where(token, da, 0.0), 1))
+        da = tl.where(earlier, da, 0.0)
     da = tl.where(earlier | token, da, 0.0)
     tl.store(square(daqk, chunk, head, HV, C), da.to(daqk.dtype.element_ty))
     if ERASE:

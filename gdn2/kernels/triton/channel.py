@@ -317,7 +317,7 @@ def sum_from(x, table, C: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def channel_inputs_kernel(
-    q, k, e, g, do, dz, written, states, dstates, daqk, dt, table, strong,  # inputs
+    q, k, e, g, do, dz, written, states, dstates, daqk, dt, own, table, strong,  # inputs
     dq, dk, de, dg,  # outputs [T, Hv, K]
     chunk_row, chunk_rows,
     H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HS: tl.constexpr, HV: tl.constexpr,
@@ -361,7 +361,7 @@ def channel_inputs_kernel(
     q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
     kf = (k_ * fk).to(operand)
     x = tl.load(daqk)
-    if REST:
+    if REST and RANK > 1:
         x = tl.where(same_token(C, RANK), 0.0, x).to(operand)
     dq_ += fq * product(x, kf, PRECISION)
     near = product(tl.trans(x), (q_ * fq).to(operand), PRECISION)
@@ -384,7 +384,12 @@ def channel_inputs_kernel(
     # A gate of row t lies before the reads of rows r >= t, and inside the tails of rows s < t: `kept` in all, less
     # those from t on, which `counted` has.
     store_rows(dg, sum_from(counted, table, C, PRECISION) + kept[None, :], row0, rows, head, HV, K, col0, C, B)
-    if REST:  # pairs inside one token have no decay between them
+    # Pairs inside one token have no decay between them.
+    if RANK == 1:
+        own_ = tl.load(own + (chunk.to(tl.int64) * HV + head) * C + tl.arange(0, C))[:, None]
+        dq_ += own_ * k_
+        dk_ += own_ * q_
+    elif REST:
         x = tl.where(same_token(C, RANK), tl.load(daqk), 0.0).to(operand)
         dq_ += product(x, k_, PRECISION)
         dk_ += product(tl.trans(x), q_, PRECISION)

@@ -239,26 +239,30 @@ def _reverse(
     return dinitial
 
 
-def _pairs(call: _Call, do: Tensor, dz: Tensor, written: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of the scores and of T [P, Hv, C, C], and of diag."""
+def _pairs(
+    call: _Call, do: Tensor, dz: Tensor, written: Tensor
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+    """Gradients of the scores and of T [P, Hv, C, C] and of rows with themselves [P, Hv, C], and of diag."""
     p, hv = call.layout.chunks, call.value_heads
     how = call.plan.pairs
     daqk = torch.empty(p, hv, C, C, dtype=call.z.dtype, device=call.z.device)
     dt = torch.empty_like(daqk) if call.e is not None else daqk
+    own = torch.empty(p, hv, C, dtype=torch.float32, device=call.z.device)
     ddiag = None if call.diag is None else torch.empty_like(call.diag, dtype=torch.float32)
     backward.pairs_kernel[(p * hv,)](
-        call.q, call.k, _or(call.g, call.q), _or(call.diag, call.q), do, dz, written, daqk, dt, _or(ddiag, call.q),
+        call.q, call.k, _or(call.g, call.q), _or(call.diag, call.q), do, dz, written, daqk, dt, own,
+        _or(ddiag, call.q),
         call.layout.chunk_row, call.layout.chunk_rows,
         H=call.heads, HG=call.decay_heads, HV=hv, K=call.key, V=call.value, BK=32, BV=how.tile, C=C, RANK=call.rank,
         DECAY=DECAYS[call.decay], ERASE=call.e is not None, DIAG=call.diag is not None, PRECISION=call.precision,
         **how.options,
     )  # fmt: skip
-    return daqk, dt, ddiag
+    return (daqk, dt, own), ddiag
 
 
 def _input_gradients(
     call: _Call, ops: _Operands, do: Tensor, dz: Tensor, written: Tensor, states: Tensor, dstates: Tensor,
-    daqk: Tensor, dt: Tensor,
+    pairs: tuple[Tensor, Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """Gradients of q, k, e and g in their own shapes."""
     t, hv, plan = call.z.shape[0], call.value_heads, call.plan
@@ -268,7 +272,7 @@ def _input_gradients(
         return call.z.new_empty(t, hv, call.key, dtype=call.z.dtype if heads == hv else torch.float32)
 
     dq, dk, de = empty(call.heads), empty(call.heads), empty(call.erase_heads)
-    inputs = (call.q, call.k, _or(call.e, call.q), _or(call.g, call.q), do, dz, written, states, dstates, daqk, dt)
+    inputs = (call.q, call.k, _or(call.e, call.q), _or(call.g, call.q), do, dz, written, states, dstates, *pairs[:2])
     variant = {
         "H": call.heads, "HE": call.erase_heads, "HG": call.decay_heads, "HV": hv, "K": call.key, "V": call.value,
         "C": C, "ERASE": call.e is not None, "PRECISION": call.precision,
@@ -279,7 +283,7 @@ def _input_gradients(
         dg = call.z.new_empty(t, hv, call.key, dtype=torch.float32)
         for how in call.launches(plan.inputs, plan.strong_inputs):
             channel.channel_inputs_kernel[(call.layout.chunks * hv * -(-call.key // how.tile),)](
-                *inputs, call.selections, ops.tails, dq, dk, de, dg, *chunks, **variant, HS=call.score_heads,
+                *inputs, pairs[2], call.selections, ops.tails, dq, dk, de, dg, *chunks, **variant, HS=call.score_heads,
                 B=how.tile, BV=how.inner, RANK=call.rank, REST=how is plan.strong_inputs, DIRECT=call.direct,
                 **how.options,
             )  # fmt: skip
@@ -357,8 +361,8 @@ class _DeltaRule(torch.autograd.Function):
                 added = _reverse(call, ops, do, torch.zeros_like(starts))
                 ends = _merge(call, transitions, added, dlast, reverse=True)
             dstarts = _reverse(call, ops, do, ends, kept=(dz, dstates))
-            daqk, dt, ddiag = _pairs(call, do, dz, written)
-            dq, dk, de, dg = _input_gradients(call, ops, do, dz, written, states, dstates, daqk, dt)
+            pairs, ddiag = _pairs(call, do, dz, written)
+            dq, dk, de, dg = _input_gradients(call, ops, do, dz, written, states, dstates, pairs)
         if ctx.spread and dg is not None:
             dg = dg.sum(-1)
         dstate = dstarts[call.layout.first] if call.layout.split else dstarts
