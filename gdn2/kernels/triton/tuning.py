@@ -80,7 +80,8 @@ def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsiz
     elif key > 128:  # the forms of these kernels that ptxas 12.8 compiles rightly, see README.md
         state, output = Launch(16, 4, 2), Launch(16, 8, 1)
     else:
-        state, output = (Launch(_tile(value, 64), 4, stages) for stages in (2, 3))
+        # A third stage does not fit the shared memory of sm_80.
+        state, output = (Launch(_tile(value, 64), 4, stages) for stages in (2, 2 if kind == "sm_80" else 3))
     tiles = value_heads * -(-value // state.tile)
     few = _tile(value // 2, 32)
     return Plan(
