@@ -47,7 +47,7 @@ class Compiled:
     hmma: int  # ... Ampere's, ...
     utcmma: int  # ... Blackwell's
     nbytes: int  # of all its arguments: what it moves if it touches each once
-    unset: int = 0  # reads of uniform registers that nothing wrote: the assembler's fault, and a wrong result
+    unset: int = 0  # on sm_90: reads of uniform registers that nothing wrote, the assembler's fault
 
     @property
     def spills(self) -> int:
@@ -135,7 +135,7 @@ def inspect(config: str, target: str, kernel: Any, nbytes: int) -> Compiled:
         registers=int(registers[1]), shared=kernel.metadata.shared,
         local_loads=_count(r"LDL", sass), local_stores=_count(r"STL", sass),
         hgmma=_count(r"HGMMA", sass), hmma=_count(r"HMMA", sass), utcmma=_count(r"UTC\w*MMA", sass), nbytes=nbytes,
-        unset=unset_reads(sass),
+        unset=unset_reads(sass) if target == "sm_90" else 0,
     )  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def _count(instruction: str, sass: str) -> int:
 
 
 def unset_reads(sass: str) -> int:
-    """Reads of uniform registers before any instruction, in program order, has written them.
+    """Reads of uniform registers before any instruction, in program order, has written them; of Hopper's machine code.
 
     ptxas 12.8 lost the first half of the descriptor of a Hopper matrix product so: the product then reads anywhere.
     """
