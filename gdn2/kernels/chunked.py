@@ -56,7 +56,7 @@ def _delta_rule(rows: Rows, state: Tensor) -> tuple[Tensor, Tensor]:
     q, k, z, e, g, diag = (_gather(x, chunks.rows) for x in (rows.q, rows.k, rows.z, rows.e, rows.g, rows.diag))
     assert q is not None and k is not None and z is not None
     if g is not None and g.ndim == 4:
-        scores, erased, tail = _scores_channel(q, k, e, g.exp())
+        scores, erased, tail = _scores_channel(q, k, e, g.exp(), rows.rank)
     else:
         scores, erased, tail = _scores_head(q, k, e, g, rows.rank)
     if diag is not None:
@@ -113,7 +113,9 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.ndim == 4 else x.unsqueeze(-1)
 
 
-def _scores_channel(q: Tensor, k: Tensor, e: Tensor | None, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _scores_channel(
+    q: Tensor, k: Tensor, e: Tensor | None, a: Tensor, rank: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Scores Aqk and T [P, H, C, C] and tail keys [P, H, C, K] for per-channel decay factors a [P, H, C, K].
 
     Row by row: `decayed` holds every earlier key of the chunk, decayed up to the present row.
@@ -129,6 +131,8 @@ def _scores_channel(q: Tensor, k: Tensor, e: Tensor | None, a: Tensor) -> tuple[
         if e is not None:
             erase_rows.append(torch.nn.functional.pad(row[:, :, :i, 1], (0, size - i)))
     scores = torch.stack(read_rows, dim=2)
+    if rank > 1:  # a row reads the later writes of its own token too, which no decay is before
+        scores = scores + (_same_token(size, rank, q.device).triu(1) * (q @ k.transpose(-1, -2)))
     return scores, torch.stack(erase_rows, dim=2) if erase_rows else scores, decayed
 
 

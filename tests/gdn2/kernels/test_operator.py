@@ -28,6 +28,7 @@ VARIANTS = {
     "diag": Case(70, decay="head", erase=False, diag=True),
     "rank 4": Case(132, decay="head", erase=False, diag=True, rank=4),
     "rank 3 without diag": Case(99, decay="head", erase=False, rank=3),
+    "rank 3 per channel": Case(99, erase=False, diag=True, rank=3),
     "batch": Case(33, batch=3, heads=2, value_heads=2),
     "packed": Case(100, lengths=(0, 1, 40, 0, 59), heads=2, value_heads=2),
     "packed, head": Case(150, lengths=(70, 0, 1, 79), decay="head"),
