@@ -214,7 +214,7 @@ def test_order_and_run_of_the_records_do_not_matter(synthetic, made):
     rows = [r for model in synthetic.MODELS for r in synthetic.records(model)]
     forward, backward = (build(order) for order in (rows, rows[::-1]))
     assert formats.markdown(forward) == formats.markdown(backward)
-    assert forward.rows == backward.rows
+    assert repr(forward.rows) == repr(backward.rows)  # nan, which equals nothing, among the published figures' counts
 
 
 @pytest.mark.parametrize(
