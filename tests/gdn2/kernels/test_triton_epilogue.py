@@ -9,19 +9,13 @@ import torch
 from torch import Tensor
 
 from gdn2.kernels.layer import gated_norm
+from tests.gdn2.kernels.around import DEVICE, error
 from tests.gdn2.kernels.memory import guarded
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def u(*shape: int, seed: int = 0) -> Tensor:
     rng = torch.Generator().manual_seed(seed)
     return 4 * torch.rand(*shape, generator=rng, dtype=torch.float64) - 2
-
-
-def error(got: Tensor, want: Tensor) -> float:
-    assert got.isfinite().all() and got.shape == want.shape
-    return float((got.detach().cpu().double() - want.detach()).norm() / want.detach().norm().clamp_min(1e-30))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 16), (37, 2, 64), (130, 3, 100), (5, 2, 128), (3, 1, 256)], ids=str)

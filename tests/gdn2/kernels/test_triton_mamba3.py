@@ -14,9 +14,9 @@ from torch import Tensor
 from gdn2.kernels.mamba3 import Mixing, Shared, Turning, as_units, ranked, read, turn, write
 from gdn2.mixers import build
 from gdn2.ragged import Ragged
+from tests.gdn2.kernels.around import DEVICE, error, u
 from tests.gdn2.kernels.memory import guarded
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SISO = Turning(heads=4, groups=1, rank=1, width=12, pairs=3, in_halves=False, eps=1e-5)
 TURNINGS = {
     "siso": SISO,
@@ -26,18 +26,12 @@ TURNINGS = {
     "mimo all of it": Turning(heads=2, groups=2, rank=2, width=16, pairs=8, in_halves=True, eps=1e-5),
     "groups": replace(SISO, groups=2, rank=2, width=36, pairs=9),
 }
+RUNS = (
+    ("exact", torch.float64, "cpu", "torch"), ("torch", torch.float32, "cpu", "torch"),
+    ("kernel", torch.float32, DEVICE, "triton"),
+)  # fmt: skip
 LENGTHS = {"siso": ([70], [0], None), "mimo": ([1, 0, 130, 2], None)}  # None is one token for each sequence
 PAIRS = [(case, lengths) for case in TURNINGS for lengths in LENGTHS.get(case, ([2, 68],))]
-
-
-def u(*shape: int, seed: int = 0) -> Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    return torch.rand(*shape, generator=rng, dtype=torch.float64) - 0.5
-
-
-def error(got: Tensor, want: Tensor) -> float:
-    assert got.isfinite().all() and got.shape == want.shape
-    return float((got.detach().cpu().double() - want.detach()).norm() / want.detach().norm().clamp_min(1e-30))
 
 
 def leaves(tensors: Mapping[str, Tensor | None], dtype: torch.dtype, device: str) -> dict[str, Tensor | None]:
@@ -85,10 +79,7 @@ def test_keys_and_queries_and_gradients_equal_torch(case: str, lengths: list[int
     theta = as_units(20 * u(n, how.heads, how.pairs, seed=8))
     upstream = [u(t, how.rank, how.heads, how.width, seed=seed) for seed in (10, 11)]
     found = {}
-    for name, dtype, device, implementation in (
-        ("exact", torch.float64, "cpu", "torch"), ("torch", torch.float32, "cpu", "torch"),
-        ("kernel", torch.float32, DEVICE, "triton"),
-    ):  # fmt: skip
+    for name, dtype, device, implementation in RUNS:
         given = leaves(inputs, dtype, device)
         k, q, after = turned(given, theta, lengths, how, implementation)
         torch.autograd.backward([k, q], [guarded(d.to(device, dtype)) for d in upstream])
@@ -141,10 +132,7 @@ def test_writes_and_gradients_equal_torch(rank: int | None, t: int, p: int) -> N
     inputs = {"v": u(t, 2, p), "weight": u(t, 2, seed=1), "x": None if rank is None else u(2, rank, p, seed=2)}
     upstream = u(t, rank or 1, 2, p, seed=3)
     found = {}
-    for name, dtype, device, implementation in (
-        ("exact", torch.float64, "cpu", "torch"), ("torch", torch.float32, "cpu", "torch"),
-        ("kernel", torch.float32, DEVICE, "triton"),
-    ):  # fmt: skip
+    for name, dtype, device, implementation in RUNS:
         given = leaves(inputs, dtype, device)
         y = write(**given, implementation=implementation)  # type: ignore[arg-type]
         y.backward(guarded(upstream.to(device, dtype)))
@@ -166,10 +154,7 @@ def test_output_and_gradients_equal_torch(rank: int | None, norm: bool, t: int, 
     }  # fmt: skip
     upstream = u(t, 2, p, seed=8)
     found = {}
-    for name, dtype, device, implementation in (
-        ("exact", torch.float64, "cpu", "torch"), ("torch", torch.float32, "cpu", "torch"),
-        ("kernel", torch.float32, DEVICE, "triton"),
-    ):  # fmt: skip
+    for name, dtype, device, implementation in RUNS:
         given = leaves(inputs, dtype, device)
         o, v, z, skip, x, gate, out, weight = given.values()
         y = read(o, v, z, Mixing(skip, x, gate, out, weight), 1e-5, implementation)  # type: ignore[arg-type]

@@ -10,20 +10,10 @@ from gdn2.kernels.layer import Folded, Gates, Raw, fold_gates
 from gdn2.kernels.triton import prologue
 from gdn2.mixers.conv import ShortConv, short_conv
 from gdn2.ragged import Ragged
+from tests.gdn2.kernels.around import DEVICE, error, u
 from tests.gdn2.kernels.memory import guarded
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = ([40], [1, 0, 3, 2, 70], [0], [33, 31, 1, 1])
-
-
-def u(*shape: int, seed: int = 0) -> Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    return torch.rand(*shape, generator=rng, dtype=torch.float64) - 0.5
-
-
-def error(got: Tensor, want: Tensor) -> float:
-    assert got.isfinite().all() and got.shape == want.shape
-    return float((got.detach().cpu().double() - want.detach()).norm() / want.detach().norm().clamp_min(1e-30))
 
 
 def leaves(*tensors: Tensor | None, dtype: torch.dtype, device: str) -> list[Tensor | None]:
