@@ -56,7 +56,7 @@ class Cells:
         entries: list[dict[str, Any]] = table.to_dict("records")
         others = {entry["metric"] for entry in entries if not entry["shares"]}
         for entry in entries:
-            entry["shares"] = entry["metric"] not in others  # a rank is none, even where all are 1
+            entry["shares"] = entry["metric"] not in others  # read one way in all cells of a metric
         models = _models(entries)
         sets = _sets(entries)
         entries.sort(key=lambda entry: (sets[_set(entry)], models[model_key(entry)], entry["length"]))
