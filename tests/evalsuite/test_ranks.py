@@ -221,3 +221,23 @@ def test_torchrun_starts_them_and_a_signal_stops_all(tmp_path, single, root):
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr
     assert results_of(tmp_path)[1] == single
+
+
+@pytest.mark.gpu
+def test_gpus_of_one_host_have_the_results_of_one(tmp_path, root):
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two NVIDIA GPUs")
+    run = [str(root / "cli.py"), "run", "--model", "gdn2-tiny", "--tasks", "niah_single_2", "--lengths", "512,1k"]
+    run += ["--samples", "20", "--device", "cuda", "--out"]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port())]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    found = {}
+    for name, before in ("one", []), ("two", launch):
+        command = [sys.executable, *before, *run, str(tmp_path / name)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        found[name] = results_of(tmp_path / name / "runs")
+    assert found["two"][1] == found["one"][1] and len(found["one"][1]) >= 40
+    assert all(p.stat().st_size for p in (found["two"][0] / "records.jsonl", found["two"][0] / "records.1.jsonl"))
