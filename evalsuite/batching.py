@@ -8,7 +8,7 @@ saves too little to be worth a batch of its own is read by each of those behind 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -113,3 +113,19 @@ def _add(segments: list[Segment], ids: Ids, parent: int | None) -> int:
     if parent is not None:
         segments[parent].children.append(len(segments) - 1)
     return len(segments) - 1
+
+
+def windows(ids: Ids, prefix: int, size: int | None) -> Iterator[tuple[Ids, int, Ids]]:
+    """Disjoint windows of a document of at most `size` tokens, each with one token of context (lm-eval's rule).
+
+    The last window is filled up with earlier tokens, which are read but not scored.
+
+    Yields:
+        tokens to read, how many of their predictions are not scored, the token after each.
+    """
+    stream = np.concatenate([np.array([prefix], dtype=np.int32), ids])
+    size = size or max(len(ids), 1)
+    for begin in range(0, len(ids), size):
+        end = min(begin + size, len(ids))
+        context = begin if end - begin == size else max(end - size, 0)
+        yield stream[context:end], begin - context, stream[context + 1 : end + 1]

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -291,10 +291,12 @@ def request_tokens(request: Request) -> int:
 
 def _request_digest(request: Request) -> str:
     match request:
-        case Generate(prompt, max_tokens, stop, decision):
+        case Generate(prompt, max_tokens, stop, decision, sampling):
             parts, settings = [prompt], ["generate", max_tokens, stop]
             if decision is not None:
                 settings += [decision.references, decision.need]
+            if sampling is not None:
+                settings += ["sampling", *astuple(sampling)]
         case LogLikelihood(context, continuation, ranked):
             parts, settings = [context, continuation], ["loglikelihood", *(["ranked"] if ranked else [])]
         case _:

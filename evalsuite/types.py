@@ -71,13 +71,34 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """Tokens are drawn from softmax(logits / temperature): of the `top_k` most likely, the fewest with mass `top_p`.
+
+    What chance decides is a function of `seed` and of a token's position in the answer.
+    """
+
+    temperature: float  # 0 takes the most likely token
+    seed: int  # 0 to 2**64 - 1; of this one request
+    top_p: float = 1.0  # above 0; 1 is all
+    top_k: int = 0  # 0 is all
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.temperature <= 1000 and 0 < self.top_p <= 1 and self.top_k >= 0 and 0 <= self.seed < 1 << 64):
+            raise ValueError(f"a temperature is 0 to 1000, top_p above 0 and at most 1, top_k 0 or more: {self}")
+
+
+@dataclass(frozen=True, slots=True)
 class Generate:
-    """Greedy continuation of `prompt`; ends at EOS, a stop string, `max_tokens`, or when `decision` is settled."""
+    """Continuation of `prompt`; ends at EOS, a stop string, `max_tokens`, or when `decision` is settled.
+
+    Greedy without `sampling`.
+    """
 
     prompt: Prompt
     max_tokens: int
     stop: tuple[str, ...] = ()
     decision: Decision | None = None
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Greedy decoding of many sequences in one step each; finished rows leave, waiting ones enter.
+"""Decoding of many sequences in one step each; finished rows leave, waiting ones enter.
 
 Axes: N rows, V vocabulary.
 """
@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 
 from evalsuite.backends.memory import taken
-from evalsuite.backends.reading import Held, greedy
+from evalsuite.backends.reading import Held
+from evalsuite.backends.sampling import choose
 from evalsuite.types import Generate, Response, Tokenizer
 from gdn2.models import Decoder, State
 
@@ -99,7 +100,8 @@ class Decoding:
         assert self._state is not None
         tokens = torch.tensor([item.token for item in self._live], device=self._device)
         logits = self.model.logits(self.model.step(tokens, self._state), stepped=True)
-        for item, token in zip(self._live, greedy(logits).tolist(), strict=True):
+        asked, positions = [item.request.sampling for item in self._live], [len(item.ids) for item in self._live]
+        for item, token in zip(self._live, choose(logits, asked, positions).tolist(), strict=True):
             item.token = token
         stay = [row for row, item in enumerate(self._live) if self._goes_on(item)]
         if len(stay) < len(self._live):

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from evalsuite.backends.decoding import append
-from evalsuite.backends.native import windows
 from evalsuite.backends.reading import ranks
+from evalsuite.backends.sampling import choose
+from evalsuite.batching import windows
 from evalsuite.types import Generate, Ids, ModelInfo, Request, Response, Rolling, Tokenizer
 from gdn2.checkpoints import Options, hub, native
 from gdn2.checkpoints.safe import check_values, read_json
@@ -98,7 +99,7 @@ class HFBackend:
             if not bool(torch.isfinite(logits).all()):
                 error = f"the model gave logits that are not finite after {len(answer)} generated tokens"
                 return Response(ended="error", error=error, tokens=len(answer), truncated=cut)
-            token = int(logits[-1].argmax())
+            token = int(choose(logits[-1:], [request.sampling], [len(answer)]))
             text, ended = append(answer, token, request, self.tokenizer)
             if ended is not None:
                 return Response(text=text, tokens=len(answer), ended=ended, truncated=cut)

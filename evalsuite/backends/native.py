@@ -21,10 +21,10 @@ from evalsuite.backends.decoding import Decoding, Generation
 from evalsuite.backends.describing import describe
 from evalsuite.backends.memory import Shelf, held_budget, longest, raise_if_lost, too_large
 from evalsuite.backends.pool import Pool, PooledDecoding, pooled
-from evalsuite.backends.reading import CHUNK, Held, Job, Reader, Result, windows
+from evalsuite.backends.reading import CHUNK, Held, Job, Reader, Result, ends
 from evalsuite.backends.selfcheck import first_bad_part, self_check
 from evalsuite.backends.turns import Turn, Turns
-from evalsuite.batching import share
+from evalsuite.batching import share, windows
 from evalsuite.types import (
     EXACT,
     Generate,
@@ -223,13 +223,12 @@ class _Work:
             self._fail(live[0].index, "oom: the device's memory is exhausted decoding one sequence")
             return
         for item in live:
-            ids = self._context(item.request)
-            self.reader.push(
-                Job(
-                    ids, None, partial(self._generate, item.index), partial(self._fail, item.index),
-                    heads=np.zeros(0, np.int32),
-                )  # fmt: skip
-            )
+            heads, draws, _ = ends([item.request])
+            told = partial(self._again, item.index), partial(self._fail, item.index)
+            self.reader.push(Job(self._context(item.request), None, *told, heads=heads, draws=draws))
+
+    def _again(self, index: int, result: Result) -> None:
+        self._generate(index, result, result.drawn[0] if result.drawn else result.best)
 
     def _answer(self, index: int, response: Response) -> None:
         self._out.append((index, response))
@@ -244,15 +243,16 @@ class _Work:
 
     def _push(self, number: int, source: Held | None) -> None:
         segment = self._segments[number]
-        here = [self._requests[self._asking[context]] for context in segment.contexts]
+        heads, draws, ranked = ends([self._requests[self._asking[context]] for context in segment.contexts])
         self.reader.push(
             Job(
                 segment.ids,
                 source,
                 lambda result: self._read(number, result),
                 lambda reason: self._lose(number, reason),
-                heads=_heads(here),
-                ranked=any(isinstance(request, LogLikelihood) and request.ranked for request in here),
+                heads=heads,
+                draws=draws,
+                ranked=ranked,
                 want_state=bool(segment.children),
             )
         )
@@ -271,24 +271,24 @@ class _Work:
         segment = self._segments[number]
         for child in segment.children:
             self._push(child, result.held)
-        heads = iter(result.heads)
+        heads, drawn = iter(result.heads), iter(result.drawn)
         for context in segment.contexts:
             index = self._asking[context]
             request = self._requests[index]
             if isinstance(request, Generate):
-                self._generate(index, result)
+                self._generate(index, result, result.best if request.sampling is None else next(drawn))
             elif isinstance(request, LogLikelihood):
                 head = [next(heads)] if len(request.continuation.ids) else []
                 self._continue(index, request, result, head)
 
-    def _generate(self, index: int, result: Result) -> None:
+    def _generate(self, index: int, result: Result, token: int) -> None:
         request = self._requests[index]
         assert isinstance(request, Generate)
         if result.best < 0:
             self._fail(index, self._blame(self._context(request)))
             return
         self._backend.shelf.put(result.held.state)
-        self.decoding.add(Generation(index, request, result.held, result.best, self._started))
+        self.decoding.add(Generation(index, request, result.held, token, self._started))
 
     def _continue(self, index: int, request: LogLikelihood, result: Result, head: list[list[float]]) -> None:
         """Score a continuation: its first token is `head`, from the end of the context; the others are read."""
@@ -354,12 +354,6 @@ class _Work:
         for number, (ids, _, targets) in enumerate(cuts):
             self.tokens_asked += len(ids)
             self.reader.push(Job(ids, None, partial(finish, number), fail, targets=targets))
-
-
-def _heads(ending: Sequence[Request]) -> Ids | None:
-    """First tokens of the continuations of requests whose contexts end somewhere; None where none ends."""
-    firsts = [request.continuation.ids[:1] for request in ending if isinstance(request, LogLikelihood)]
-    return (np.concatenate(firsts) if firsts else np.zeros(0, np.int32)) if ending else None
 
 
 def load(

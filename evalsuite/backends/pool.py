@@ -13,10 +13,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from evalsuite.backends.decoding import Decoding, Generation
 from evalsuite.backends.memory import cache_bytes_per_token, taken
-from evalsuite.backends.reading import Coming, greedy
+from evalsuite.backends.reading import Coming
+from evalsuite.backends.sampling import Form, drawn, draws, form, greedy
 from evalsuite.types import Response, Tokenizer
 from gdn2.models import Decoder, State
 
@@ -31,7 +33,11 @@ class _Sent(NamedTuple):
 
 
 class Pool:
-    """States of P sequences, their last tokens, and the step that moves both on, for the model as it is now."""
+    """States of P sequences, their last tokens, and the step that moves both on, for the model as it is now.
+
+    The step takes the most likely tokens. Where any is drawn, a second step follows that replaces them, captured when
+    it is first needed: whoever samples nothing pays nothing.
+    """
 
     def __init__(self, model: Decoder, size: int, note: Callable[[str], None]) -> None:
         self.model, self.size, self._note = model, size, note
@@ -40,6 +46,9 @@ class Pool:
         self.state = model.new_state(size)
         self.tokens = torch.zeros(size, dtype=torch.int64, device=device)
         self.best = torch.zeros_like(self.tokens)
+        self.draws = draws([None] * size, [0] * size, model.config.vocab_size, device)
+        self._logits = torch.empty(0)
+        self._draw_steps: dict[Form, Callable[[], object]] = {}
         self.step: Callable[[], object] = self._captured() if device.type == "cuda" else self._step
 
     def serves(self, model: Decoder) -> bool:
@@ -47,27 +56,51 @@ class Pool:
         return self._made_for == _fingerprint(model)
 
     def _step(self) -> None:
-        logits = self.model.logits(self.model.step(self.tokens, self.state), stepped=True)
-        self.best.copy_(greedy(logits))
+        self._logits = self.model.logits(self.model.step(self.tokens, self.state), stepped=True)
+        self._take(greedy(self._logits))
+
+    def _take(self, found: Tensor) -> None:
+        self.best.copy_(found)
         self.tokens.copy_(self.best.clamp_min(0))
+
+    def draw(self, kind: Form) -> None:
+        """Replace the tokens of a step by drawn ones, where any is."""
+        if kind != "greedy":
+            if kind not in self._draw_steps:
+                self._draw_steps[kind] = self._drawing(kind)
+            self._draw_steps[kind]()
+
+    def _drawing(self, kind: Form) -> Callable[[], object]:
+        def tried() -> Tensor:
+            return drawn(self._logits, self.draws, kind)
+
+        def step() -> None:
+            self._take(tried())
+            self.draws.advance()
+
+        # Only a captured step leaves its logits where they were.
+        return step if self.step == self._step else self._graph(step, warm_up=tried)
 
     def _captured(self) -> Callable[[], object]:
         """The step as a CUDA graph. What the warm-up leaves in the states is overwritten by whoever enters."""
+        return self._graph(self._step, warm_up=self._step)
+
+    def _graph(self, step: Callable[[], None], warm_up: Callable[[], object]) -> Callable[[], object]:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
-                self._step()
+                warm_up()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                self._step()
+                step()
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # a mixer that waits for the device: slower, but no less right
+        except RuntimeError as error:  # what waits for the device: slower, but no less right
             self._note(f"a step could not be captured: {' '.join(str(error).split())[:200]}")
-            return self._step
+            return step
         return graph.replay
 
 
@@ -116,6 +149,7 @@ class PooledDecoding(Decoding):
         if self._living:
             assert self._pool is not None
             self._pool.step()
+            self._pool.draw(form(item.request.sampling for item in self._living))
             sent = _Sent(list(self._places), Coming([self._pool.best]))
         ready, self._sent = self._sent, sent
         if ready is not None:
@@ -146,6 +180,8 @@ class PooledDecoding(Decoding):
         self._pool.state.write(free, State.concat(states))
         at = torch.tensor(free, device=self._device)
         self._pool.tokens[at] = torch.tensor([item.token for item in entering], device=self._device)
+        asked, positions = [item.request.sampling for item in entering], [len(item.ids) for item in entering]
+        self._pool.draws.put(at, draws(asked, positions, self.model.config.vocab_size, self._device))
         for slot, item in zip(free, entering, strict=True):
             self._places[slot] = item
         del self._waiting[: len(entering)]
@@ -165,5 +201,6 @@ class PooledDecoding(Decoding):
             here = list(range(old.size))
             pool.state.write(here, old.state)
             pool.tokens[: old.size] = old.tokens
+            pool.draws.put(torch.arange(old.size, device=self._device), old.draws)
         self._pool = pool
         self._places += [None] * (pool.size - len(self._places))

@@ -9,7 +9,7 @@ Axes: N rows, T tokens of all rows together, D model width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from evalsuite.backends.memory import Shelf, taken
-from evalsuite.types import Ids
+from evalsuite.backends.sampling import choose, greedy
+from evalsuite.types import Generate, Ids, LogLikelihood, Request, Sampling
 from gdn2.models import Decoder, State
 from gdn2.ragged import Ragged
 
@@ -47,6 +48,7 @@ class Result(NamedTuple):
     held: Held  # the state after its last token
     heads: list[list[float]]  # of each of the job's heads: log-probability, whether it is the most likely, rank
     best: int  # the most likely token after the last one; -1 where values are not finite or nothing was asked
+    drawn: list[int]  # a token after the last one for each of the job's draws; -1 likewise
     logprobs: list[float]  # of each target
     greedy: bool  # every target was the most likely token
     rank: int  # the largest rank of a target, 1 where none was ranked
@@ -65,17 +67,13 @@ class Job:
     failed: Callable[[str], None]  # told why where the smallest budget was too large
     targets: Ids | None = None
     heads: Ids | None = None  # tokens to be scored after the last one; may be none: then the most likely is found
+    draws: Sequence[Sampling] = ()  # tokens to be drawn after the last one, each the first of an answer
     want_state: bool = False  # others go on from its end
     stepped: bool = False  # read token by token: for a few tokens whose last state nobody wants
     ranked: bool = False  # find the ranks of targets and heads
     logprobs: list[float] = field(default_factory=list)
     greedy: bool = True
     rank: int = 1
-
-
-def greedy(logits: Tensor) -> Tensor:
-    """The most likely token of each row of logits (or log-probabilities) [N, V], int64 [N]; -1 where not finite."""
-    return torch.where(torch.isfinite(logits).all(-1), logits.argmax(-1), -1)
 
 
 def ranks(table: Tensor, targets: Tensor) -> Tensor:
@@ -94,6 +92,7 @@ class _Found(NamedTuple):
     scores: Coming  # of all targets: log-probability, whether it was the most likely token, and rank, [n, 3]
     heads: Coming  # the same of all heads
     best: Coming  # the most likely token after each job that is through and asked for it [n]
+    drawn: Coming  # the tokens of all draws
 
 
 class Coming:
@@ -101,7 +100,7 @@ class Coming:
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
         self._event: torch.cuda.Event | None = None
-        self._parts = [part.to("cpu", non_blocking=True) for part in parts]
+        self._parts = [part.to("cpu", non_blocking=True, copy=True) for part in parts]
         if parts and parts[0].is_cuda:
             self._event = torch.cuda.Event()
             self._event.record()
@@ -199,7 +198,7 @@ class Reader:
     def _tell(self, found: _Found) -> None:
         """Hand a batch's results to its jobs; those that are not through wait for their next piece."""
         logprobs, best_ones, places = found.scores.columns()
-        heads, bests = (iter(x.numbers()) for x in (found.heads, found.best))
+        heads, bests, drawn = (iter(x.numbers()) for x in (found.heads, found.best, found.drawn))
         at, going_on = 0, []
         for row, (job, piece) in enumerate(zip(found.jobs, found.pieces, strict=True)):
             if job.targets is not None:
@@ -210,7 +209,8 @@ class Reader:
             if len(piece) == len(job.ids):
                 asked = [] if job.heads is None else list(islice(heads, len(job.heads)))
                 best = -1 if job.heads is None else next(bests)
-                job.done(Result(found.held[row], asked, best, job.logprobs, job.greedy, job.rank))
+                first = list(islice(drawn, len(job.draws)))
+                job.done(Result(found.held[row], asked, best, first, job.logprobs, job.greedy, job.rank))
             else:
                 job.ids, job.source = job.ids[len(piece) :], found.held[row]
                 job.targets = None if job.targets is None else job.targets[len(piece) :]
@@ -262,8 +262,7 @@ class Reader:
             few = 2 * sum(kept) < len(jobs)  # they would hold on to the states of all
             held = [Held(state.select([row]), 0) if few and keep else Held(state, row) for row, keep in enumerate(kept)]
         scores = Coming(self._scores(jobs, pieces, hidden, ragged))
-        heads, best = self._ends(jobs, pieces, hidden, ragged)
-        return _Found(jobs, pieces, held, scores, Coming(heads), Coming(best))
+        return _Found(jobs, pieces, held, scores, *map(Coming, self._ends(jobs, pieces, hidden, ragged)))
 
     def _sent_over(self, numbers: Ids) -> Tensor:
         """Integers as int64 on the device, without waiting for it."""
@@ -341,33 +340,31 @@ class Reader:
 
     def _ends(
         self, jobs: Sequence[Job], pieces: Sequence[Ids], hidden: Tensor, ragged: Ragged
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """What `_picked` says of the heads of the jobs that are through, and the most likely token after each job."""
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Of the jobs that are through: what `_picked` says of the heads, the most likely tokens, and those drawn."""
         rows = [
             (row, job.heads)
             for row, (job, piece) in enumerate(zip(jobs, pieces, strict=True))
             if job.heads is not None and len(piece) == len(job.ids)
         ]
         if not rows:
-            return [], []
+            return [], [], []
         ends = self._sent_over(np.array([ragged.starts[row + 1] - 1 for row, _ in rows]))
         logits, table = self._table(hidden[ends])
         of = self._sent_over(np.repeat(np.arange(len(rows)), [len(heads) for _, heads in rows]))
         heads = self._sent_over(np.concatenate([heads for _, heads in rows]))
-        return [self._picked(table, of, heads, jobs)], [greedy(logits)]
+        asked = [(at, one) for at, (row, _) in enumerate(rows) for one in jobs[row].draws]
+        drawn: list[Tensor] = []
+        if asked:
+            places = self._sent_over(np.array([at for at, _ in asked]))
+            drawn = [choose(logits, [one for _, one in asked], [0] * len(asked), places)]
+        return [self._picked(table, of, heads, jobs)], [greedy(logits)], drawn
 
 
-def windows(ids: Ids, prefix: int, size: int | None) -> Iterator[tuple[Ids, int, Ids]]:
-    """Disjoint windows of a document of at most `size` tokens, each with one token of context (lm-eval's rule).
-
-    The last window is filled up with earlier tokens, which are read but not scored.
-
-    Yields:
-        tokens to read, how many of their predictions are not scored, the token after each.
-    """
-    stream = np.concatenate([np.array([prefix], dtype=np.int32), ids])
-    size = size or max(len(ids), 1)
-    for begin in range(0, len(ids), size):
-        end = min(begin + size, len(ids))
-        context = begin if end - begin == size else max(end - size, 0)
-        yield stream[context:end], begin - context, stream[context + 1 : end + 1]
+def ends(ending: Sequence[Request]) -> tuple[Ids | None, list[Sampling], bool]:
+    """Heads (None where none ends), draws and `ranked` of a job, for the requests whose contexts end with it."""
+    scored = [request for request in ending if isinstance(request, LogLikelihood)]
+    firsts = [request.continuation.ids[:1] for request in scored]
+    drawn = [request.sampling for request in ending if isinstance(request, Generate) and request.sampling is not None]
+    heads = np.concatenate(firsts) if firsts else np.zeros(0, np.int32)
+    return heads if ending else None, drawn, any(request.ranked for request in scored)

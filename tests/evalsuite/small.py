@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from evalsuite.backends.native import NativeBackend, describe
-from evalsuite.types import Generate, LogLikelihood, Prompt, Rolling
+from evalsuite.types import Generate, LogLikelihood, Prompt, Rolling, Sampling
 from gdn2.models import Decoder, ModelConfig
 
 MIXERS = {
@@ -58,6 +58,11 @@ def prompt(rng, n, front=()):
     """A prompt of n random tokens after `front`."""
     ids = [*front, *(rng.randrange(1, 64) for _ in range(n))]
     return Prompt(np.array(ids, dtype=np.int32), Letters().decode(ids))
+
+
+def sampling(rng):
+    """Some way to draw tokens from logits that are some tens apart."""
+    return Sampling(rng.choice([3.0, 20.0, 60.0]), rng.randrange(1 << 64), rng.choice([1.0, 0.8]), rng.choice([0, 5]))
 
 
 def requests(seed):

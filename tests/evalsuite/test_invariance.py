@@ -1,6 +1,7 @@
 """Whatever is asked together, in whatever order and pieces, an answer is the same, bit for bit."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ PATTERNS = [(name, name) for name in RECURRENT] + [(name, "window") for name in 
 
 
 def draw(small, rng):
-    """Up to eight requests; half of them begin like an earlier one."""
+    """Requests of every kind, greedy and sampled; half of them begin like an earlier one."""
     out, fronts = [], [[]]
     for _ in range(rng.randrange(2, 9)):
         front = rng.choice(fronts)
@@ -24,7 +25,10 @@ def draw(small, rng):
         start = small.prompt(rng, rng.choice([1, 7, 63, 64, 65, 90, 140]), front)
         fronts.append(start.ids.tolist())
         if kind == 0:
-            out.append(Generate(start, rng.randrange(1, 7)))
+            size, sampling = rng.randrange(1, 7), rng.choice([None, small.sampling(rng)])
+            out += [Generate(start, size, sampling=sampling)] * rng.choice([1, 2])
+            if sampling is not None:
+                out.append(Generate(start, size, sampling=replace(sampling, seed=sampling.seed ^ 1)))
         elif kind == 1:
             out.append(LogLikelihood(start, small.prompt(rng, rng.randrange(1, 6))))
         else:
@@ -58,7 +62,7 @@ def test_nor_on_the_cuts_of_long_sequences(small, pattern, kernels):
         pytest.skip("needs a GPU")
     rng = random.Random(1)
     front = small.prompt(rng, 5000).ids.tolist()
-    asked = [Generate(small.prompt(rng, n, front), 4) for n in (1, 1500, 8300)]
+    asked = [Generate(small.prompt(rng, n, front), 4, sampling=small.sampling(rng)) for n in (1, 1500, 8300)]
     asked += [Generate(small.prompt(rng, n), 4) for n in (2100, 9001)]
     asked += [LogLikelihood(small.prompt(rng, n), small.prompt(rng, 2)) for n in (1000, 4200)]
     alone = [small.answers(small.make(pattern, 16384, gpu=kernels), [request])[0] for request in asked]

@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from evalsuite.backends import native
-from evalsuite.backends.native import NativeBackend, describe, windows
+from evalsuite.backends.native import NativeBackend, describe
+from evalsuite.batching import windows
 from evalsuite.types import Decision, Generate, LogLikelihood, Prompt, Request, Response, Rolling
 from gdn2.mixers import linear
 from gdn2.models import PRESETS, Decoder, ModelConfig

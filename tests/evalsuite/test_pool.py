@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from evalsuite.backends import native, pool
-from evalsuite.backends.reading import Coming, Reader, greedy
+from evalsuite.backends.reading import Coming, Reader
+from evalsuite.backends.sampling import greedy
 from evalsuite.types import Decision, Generate, LogLikelihood
 
 PATTERNS = [("gdn2", "gdn2"), ("mamba2", "window"), ("mamba3-mimo", "mamba3-siso")]
@@ -27,7 +28,7 @@ def pooled(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
 
 
-def generations(small, seed, n=13):
+def generations(small, seed, n=13, sampled=True):
     """Prompts that end at many times: by length, by a stop string, decided, or at the model's own end."""
     rng = random.Random(seed)
     out = []
@@ -36,7 +37,8 @@ def generations(small, seed, n=13):
         stop = rng.choice([(), tuple(letters[:12])])
         decision = rng.choice([None, Decision(tuple(letters[12:]), "any")])
         start = small.prompt(rng, rng.choice([1, 20, 64, 65, 100]))
-        out.append(Generate(start, rng.randrange(1, 12), stop, decision))
+        sampling = rng.choice([None, small.sampling(rng)]) if sampled else None
+        out.append(Generate(start, rng.randrange(1, 12), stop, decision, sampling))
     return out
 
 

@@ -274,3 +274,10 @@ def attend_cached(q: Tensor, k: Tensor, v: Tensor, filled: Tensor) -> Tensor:
     work = int(filled.sum()) * q[0].numel() if q.numel() else 0
     _run(_loops().attend_cached, arguments, q.shape[0] * q.shape[1], work)
     return o.to(q.dtype)
+
+
+def gumbel(keys: Tensor, width: int) -> Tensor:
+    """See `gdn2.kernels.noise.plain`."""
+    y = torch.empty(len(keys), width)
+    _run(_loops().gumbel, (keys.contiguous(), y), len(keys), 8 * y.numel())
+    return y

@@ -49,6 +49,19 @@ def _bits(_context: Any, bits: Any) -> Any:
 _float_of_bits: Any = _bits
 
 
+@intrinsic
+def _word(_context: Any, x: Any) -> Any:
+    """The bits of a float as an int32."""
+
+    def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+_bits_of: Any = _word
+
+
 def _sweep(*, decay: bool, write: bool, read: bool) -> Any:
     """One pass over a state: for each key i, s_i = [a_i] s_i [+ k_i w]; [o = sum_i p_i s_i].
 
@@ -533,3 +546,50 @@ def _weighted(weights, v, scale, o):
         w = weights[i] * scale
         for j in range(o.shape[0]):
             o[j] += w * v[i, j]
+
+
+# The noise of `gdn2.kernels.noise`, operation by operation: no two of them may become one, so nothing is contracted.
+_MIX1, _MIX2, _WORD = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35), np.int64(0xFFFFFFFF)
+_S13, _S16, _S23, _S31, _S32 = np.uint32(13), np.uint32(16), np.int32(23), np.int32(31), np.int64(32)
+_MANTISSA, _HALF_BITS, _TOP = np.int32(0x7FFFFF), np.int32(0x3F000000), np.int32(126)
+_HALF, _UNIT, _LN2, _NOT = np.float32(0.5), np.float32(2.0**-32), np.float32(0.6931471824645996), np.int32(0)
+_N6, _N5, _N4 = np.float32(0.9904405474662781), np.float32(-0.6377930045127869), np.float32(0.5227294564247131)
+_N3, _N2 = np.float32(0.18751747906208038), np.float32(0.33891603350639343)
+_N1, _N0 = np.float32(0.49981626868247986), np.float32(1.0000009536743164)
+
+
+@numba.jit(nopython=True, inline="always", error_model="numpy")
+def _mixed(x, key):
+    x = np.uint32(np.uint32(np.uint32(x ^ (x >> _S16)) * _MIX1) + key)
+    x = np.uint32(np.uint32(x ^ (x >> _S13)) * _MIX2)
+    return np.uint32(x ^ (x >> _S16))
+
+
+@numba.jit(nopython=True, inline="always", error_model="numpy")
+def _minus_log(power, t):
+    series = (((((_N6 * t + _N5) * t + _N4) * t + _N3) * t + _N2) * t + _N1) * t + _N0
+    return series * t + np.float32(power) * _LN2
+
+
+@numba.jit(nopython=True, inline="always", error_model="numpy")
+def _power(y):
+    return np.int32(_TOP - np.int32(_bits_of(y) >> _S23))
+
+
+@numba.jit(nopython=True, inline="always", error_model="numpy")
+def _rest(y):
+    return _ONE - _float_of_bits(np.int32(np.int32(_bits_of(y) & _MANTISSA) | _HALF_BITS))
+
+
+@numba.jit(nopython=True, nogil=True, cache=True, error_model="numpy")
+def gumbel(keys, y, begin, end):
+    """Rows begin..end of noise y [N, V], of keys int64 [N]."""
+    for row in range(begin, end):
+        low, high = np.uint32(keys[row] & _WORD), np.uint32((keys[row] >> _S32) & _WORD)
+        out = y[row]
+        for v in range(out.shape[0]):
+            x = np.int32(_mixed(np.uint32(_mixed(np.uint32(v), np.uint32(0)) ^ low), high))
+            near = (np.float32(np.int32(x ^ (x >> _S31))) + _HALF) * _UNIT
+            power, rest = (_power(near), _rest(near)) if x < _NOT else (_NOT, near)
+            exponential = _minus_log(power, rest)
+            out[v] = _minus_log(_power(exponential), _rest(exponential))
