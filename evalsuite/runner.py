@@ -99,9 +99,11 @@ def run(
         tally = _Tally(plan, store)
         if tally.before == tally.planned and (directory / runfile.NAME).exists():
             return tally.outcome(None)
+        began = time.perf_counter()
         check = backend.self_check() if isinstance(backend, Accountable) else None
+        checked = {"self_check": check, "self_check_s": round(time.perf_counter() - began, 3)}
         if ranks.rank == 0:
-            runfile.start(directory, plan, passed, {"self_check": check} | provenance.collect())
+            runfile.start(directory, plan, passed, checked | provenance.collect())
         try:
             outcome = _joined(execute(plan, backend, store, progress, ranks), backend, ranks)
         except BaseException:

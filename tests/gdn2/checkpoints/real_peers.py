@@ -42,6 +42,7 @@ ATTN = {"layers": [1], "num_heads": 4, "num_kv_heads": 2, "qkv_bias": False, "wi
 GDN2 = {
     "num_heads": 2, "num_v_heads": 4, "head_dim": 8, "expand_v": 2.0, "allow_neg_eigval": True, "norm_eps": 1e-4,
 }  # fmt: skip
+# The kernels for several ranks want heads of 32 at least and chunks of 64 rows, 4 for each of 16 tokens.
 FLA: dict[str, tuple[str, dict[str, Any]]] = {
     "gated_deltanet": ("GatedDeltaNet", {
         "attn_mode": "fused_recurrent", "head_dim": 8, "num_heads": 2, "num_v_heads": 4, "expand_v": 2.0,
@@ -71,7 +72,9 @@ FLA: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("Mamba", {"state_size": 8, "expand": 2, "use_bias": True}),
     "samba": ("Samba", {"state_size": 8, "attn": ATTN, "num_hidden_layers": 3, "hidden_ratio": 2, "use_bias": True}),
     "mamba3": ("Mamba3", {"head_dim": 16, "state_size": 16, "expand": 2, "is_mimo": False}),
-    "mamba3_mimo": ("Mamba3", {"head_dim": 16, "state_size": 16, "expand": 2, "is_mimo": True, "mimo_rank": 4}),
+    "mamba3_mimo": ("Mamba3", {
+        "head_dim": 32, "state_size": 32, "expand": 2, "is_mimo": True, "mimo_rank": 4, "chunk_size": 16,
+    }),
 }  # fmt: skip
 SOFTMAX = {"num_heads": 4, "head_dim": 8, "causal": True, "qkv_proj_bias": False, "out_proj_bias": False}
 MAMBA2 = {"layer": "Mamba2", "d_state": 8, "headdim": 8, "chunk_size": 32, "use_mem_eff_path": False}
@@ -83,7 +86,7 @@ SSM: dict[str, dict[str, Any]] = {
     },
     "ssm_mamba3": {"ssm_cfg": {"layer": "Mamba3", "d_state": 16, "headdim": 16}, "d_intermediate": 48},
     "ssm_mamba3_mimo": {
-        "ssm_cfg": {"layer": "Mamba3", "d_state": 16, "headdim": 16, "is_mimo": True, "mimo_rank": 4},
+        "ssm_cfg": {"layer": "Mamba3", "d_state": 32, "headdim": 32, "is_mimo": True, "mimo_rank": 4, "chunk_size": 16},
     },
     "ssm_transformer": {
         "ssm_cfg": {}, "attn_layer_idx": [0, 1], "attn_cfg": {**SOFTMAX, "rotary_emb_dim": 8}, "d_intermediate": 48,
