@@ -51,7 +51,7 @@ SURFACE = {
     "data fetch": "names --to --tokenizer",
     "data check": "directory",
     "data import": "task file --to",
-    "bench training": "--models --shapes --rounds --device --kernels --out",
+    "bench training": "--models --shapes --rounds --device --kernels --recompute --out",
     "data ruler": "--task --length --tokenizer --out --samples --profile --seed --haystack --haystack-offset --budget",
     "data punkt": "",
     "data essays": "",

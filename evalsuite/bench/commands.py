@@ -49,6 +49,7 @@ Batches = Annotated[str, typer.Option(help="Batch sizes of the contenders, separ
 
 OnlyWork = Annotated[str, typer.Option("--only", help="Leave out work without one of these names: generate,needles.")]
 
+Recompute = Annotated[bool, typer.Option("--recompute", help="Run layers again in the backward pass: less memory.")]
 Presets = Annotated[str, typer.Option("--models", help="Presets, separated by commas.", show_default="Figure 2's")]
 Shapes = Annotated[str, typer.Option(help="LENGTHxSEQUENCES of a step, separated by commas.")]
 Kernels = Annotated[
@@ -128,7 +129,7 @@ def _add_training(group: typer.Typer, echo: Echo) -> None:
     @group.command()
     def training(
         models: Presets = "", shapes: Shapes = SHAPES, rounds: Rounds = 10, device: Device = "cuda",
-        kernels: Kernels = None, out: Out = Path("results"),
+        kernels: Kernels = None, recompute: Recompute = False, out: Out = Path("results"),
     ) -> int:  # fmt: skip
         """Time training steps, for the paper's Figure 2: `gdn2-eval paper` and `plot` read what this writes."""
         from evalsuite.bench import engine
@@ -136,7 +137,9 @@ def _add_training(group: typer.Typer, echo: Echo) -> None:
         from evalsuite.store import check_writable
 
         check_writable(out / "bench")
-        asked = bench.Asked(tuple(_names(models)) or bench.MODELS, bench.parse_shapes(shapes), rounds, device, kernels)
+        asked = bench.Asked(
+            tuple(_names(models)) or bench.MODELS, bench.parse_shapes(shapes), rounds, device, kernels, recompute
+        )
         bench.check(asked)
         echo(_line(bench.HEADER, TRAINING_WIDTHS))
         result = bench.run(asked, lambda row: echo(_line(row.cells(), TRAINING_WIDTHS)), echo)

@@ -44,6 +44,7 @@ class Asked:
     rounds: int = 10
     device: str = "cuda"
     kernels: str | None = None  # None chooses from the device
+    recompute: bool = False  # as a training configuration's [run] has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ def run(asked: Asked, tell: Callable[[Row], None], refuse: Callable[[str], None]
     rows, refused = [], []
     for name in asked.models:
         model = _model(name, device, asked.kernels)
+        model.recompute = asked.recompute
         for length, batch in asked.shapes:
             try:
                 rows.append(measure(name, model, (length, batch), asked.rounds, device))

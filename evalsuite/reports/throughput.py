@@ -55,7 +55,8 @@ def load(paths: Sequence[Path]) -> list[Speed]:
 def _read(content: Mapping[str, Any]) -> list[Speed]:
     device = str(content.get("device", {}).get("before", {}).get("name", "unknown"))
     if content.get("kind") == "training":
-        return [_training(row, device) for row in content["rows"]]
+        again = ", recomputed" if content.get("asked", {}).get("recompute") else ""
+        return [_training(row, device, again) for row in content["rows"]]
     if content.get("kind") != "engine":
         return []
     model = str(content["asked"]["model"])
@@ -69,11 +70,11 @@ def _read(content: Mapping[str, Any]) -> list[Speed]:
     ]  # fmt: skip
 
 
-def _training(row: Mapping[str, Any], device: str) -> Speed:
+def _training(row: Mapping[str, Any], device: str, again: str) -> Speed:
     family, listed = paper.alias(str(row["family"]), str(row["mixer"]), row.get("mixers") or {})
     peak = row.get("peak_bytes")
     return Speed(
-        "training", str(row["model"]), family, listed, int(row["length"]), int(row["batch"]),
+        "training", f"{row['model']}{again}", family, listed, int(row["length"]), int(row["batch"]),
         float(row["tokens_per_s"]), None if peak is None else int(peak), device,
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gdn2 import numerics
 from gdn2.kernels import Implementation
@@ -19,7 +20,7 @@ from gdn2.mixers import Mixer, build
 from gdn2.mixers.conv import ShortConv
 from gdn2.mixers.linear import BLOCK, Linear, blocked, rows_at_once
 from gdn2.models.config import ModelConfig
-from gdn2.models.state import State
+from gdn2.models.state import LayerState, State
 from gdn2.ragged import Ragged
 
 # Rows of one matrix product: of prompts, and of a step of decoding. A step of few rows fills a block with zeros, which
@@ -83,9 +84,11 @@ class Decoder(nn.Module):
     """A causal language model over packed sequences.
 
     A row's numbers do not depend on the other rows, unless `fast` is set: then products are made of all rows at once.
+    With `recompute` a layer keeps its input alone for the backward pass and runs again there, to the same bits.
     """
 
     fast = False
+    recompute = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -112,12 +115,21 @@ class Decoder(nn.Module):
             raise ValueError(f"ids must be the {ragged.n_tokens} packed tokens of the batch, got {list(ids.shape)}")
         x = self._embedded(ids)
         layers = []
-        with self._products(PROMPT_ROWS):
-            for i, layer in enumerate(self.blocks()):
-                y, new = layer.mixer(layer.mixer_input(x), ragged, None if state is None else state.layers[i])
-                x = layer.add(x, y)
-                layers.append(new)
+        for i, layer in enumerate(self.blocks()):
+            through = (layer, x, ragged, None if state is None else state.layers[i])
+            if self.recompute and torch.is_grad_enabled():
+                x, new = checkpoint(self._through, *through, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x, new = self._through(*through)
+            layers.append(new)
         return self._final(x), State(layers, ragged.counts.clone() if state is None else state.seen + ragged.counts)
+
+    def _through(
+        self, layer: Layer, x: Tensor, ragged: Ragged, state: LayerState | None
+    ) -> tuple[Tensor, LayerState]:
+        with self._products(PROMPT_ROWS):
+            y, new = layer.mixer(layer.mixer_input(x), ragged, state)
+            return layer.add(x, y), new
 
     def step(self, ids: Tensor, state: State) -> Tensor:
         """One more token ids [N] of each sequence: hidden [N, D]; `state` moves on in place."""

@@ -54,6 +54,7 @@ class Run:
     seed: int = 0
     workers: int = 0  # processes that make batches; 0 makes them in this one
     kernels: str | None = None  # reference, torch or triton; left out: the device's
+    recompute: bool = False  # layers run again in the backward pass: much less memory, a third more time, the same bits
     log_every: int = 20  # steps
     evaluate_every: int = 500
     checkpoint_every: int = 500
@@ -124,7 +125,7 @@ class TrainConfig:
     def digest(self) -> str:
         """sha256 of all settings that decide the weights."""
         data = asdict(self)
-        del data["directory"], data["tokenizer"]
+        del data["directory"], data["tokenizer"], data["run"]["recompute"]
         data["tokenizer_sha256"] = hashlib.sha256(self.tokenizer.read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
 

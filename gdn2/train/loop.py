@@ -99,6 +99,7 @@ class _Run:
         self.model = Decoder(config.model)
         self.model.reset_parameters(config.run.seed, config.run.mixer_gain)
         self.model.to(device).use(config.run.kernels)  # type: ignore[arg-type]
+        self.model.recompute = config.run.recompute
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self._resume()
         self.started = time.monotonic() - self.at.seconds

@@ -43,6 +43,14 @@ def test_the_file_is_read_by_figure_2(result, tmp_path):
     assert throughput.grid(speeds, "all").lines[-1].labels[0] == "gdn2"  # none of the paper's shapes
 
 
+def test_layers_that_run_again_are_told_apart(tmp_path):
+    told = []
+    asked = training.Asked(("gdn2-tiny",), ((64, 2),), 1, "cpu", recompute=True)
+    engine.write(training.run(asked, told.append, pytest.fail), tmp_path / "bench")
+    assert [row.model for row in told] == ["gdn2-tiny"]
+    assert [s.model for s in throughput.load([tmp_path])] == ["gdn2-tiny, recomputed"]
+
+
 def test_a_step_trains(monkeypatch):
     import torch
 

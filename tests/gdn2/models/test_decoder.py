@@ -52,6 +52,33 @@ def test_a_sequence_is_read_alike_alone_packed_in_pieces_and_by_decoding(name: s
     assert pool.seen.tolist() == [30, 330]
 
 
+def taught(model: Decoder) -> tuple[list[Tensor], int]:
+    """Every gradient, and how many bytes the forward pass kept for the backward pass."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    ids, ragged = words(90), Ragged([70, 20])
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden, _ = model(ids, ragged)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    (hidden.square() * words(90 * 128, seed=2).view(90, 128)).sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return gradients, sum(size for where, size in kept.items() if where not in weights)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_layers_run_again_to_the_same_gradients(name: str) -> None:
+    plain, again = tiny(name), tiny(name)
+    again.recompute = True
+    (expected, whole), (found, inputs) = taught(plain), taught(again)
+    assert len(found) == len(expected) > 10
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert inputs < whole / 5
+
+
 @pytest.mark.parametrize("name", ["gdn2-hybrid-tiny", "mamba3-mimo-tiny", "transformer-tiny"])
 def test_every_parameter_learns(name: str) -> None:
     model = tiny(name)
