@@ -174,6 +174,7 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(tiny, tmp_path: Pat
 SCRIPT = """
 import sys
 from pathlib import Path
+import torch
 torch.set_num_threads(1)
 from gdn2.train.config import load_config
 from gdn2.train.loop import train
