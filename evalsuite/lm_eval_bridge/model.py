@@ -9,15 +9,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from evalsuite import backends
 from evalsuite.lm_eval_bridge.encoding import PROTOCOL, documents, pairs, prompt
-from evalsuite.lm_eval_bridge.task import generation
+from evalsuite.lm_eval_bridge.generating import generation, seed_of
 from evalsuite.types import Backend, Request, Response, Tokenizer
 from gdn2 import env
 from gdn2.errors import UserError
@@ -82,16 +84,22 @@ class Gdn2LM(LM):  # type: ignore[misc]
         return self._answered("loglikelihood_rolling", requests, asked, lambda r: r.logprob)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuation of each context."""
+        """Continuation of each context, greedy or drawn as its settings say.
+
+        A drawn one depends on torch's seed, which lm-eval sets from its `--seed`, on the task and the document, and on
+        how often the same was asked before it; on nothing else.
+        """
         texts = [request.args[0] for request in requests]
         prompts = [
             prompt(self._tokenizer, text, ids)
             for text, ids in zip(texts, self._tokenizer.encode_batch(texts), strict=True)
         ]
-        asked = [
-            generation(str(request.task_name), made, request.args[1])
-            for request, made in zip(requests, prompts, strict=True)
-        ]
+        seed, repeats = torch.initial_seed(), Counter[tuple[Any, ...]]()
+        asked = []
+        for request, made in zip(requests, prompts, strict=True):
+            who = request.task_name, request.doc_id, request.idx
+            asked.append(generation(str(who[0]), made, request.args[1], seed_of(seed, request, repeats[who])))
+            repeats[who] += 1
         return self._answered("generate_until", requests, asked, lambda r: r.text)
 
     @property

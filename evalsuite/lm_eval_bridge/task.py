@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from itertools import chain, islice
 from typing import Any
 
 from evalsuite.lm_eval_bridge import loading
 from evalsuite.lm_eval_bridge.encoding import DOCUMENT_FIELDS, PROTOCOL, documents, pairs, prompt
-from evalsuite.types import Field, Generate, Prompt, Request, Response, Sample, Score, Setting, Tokenizer, expanded
+from evalsuite.lm_eval_bridge.generating import chosen, generations, sampling_fields
+from evalsuite.types import Field, Request, Response, Sample, Score, Setting, Tokenizer, expanded
 from gdn2.errors import UserError
 
 PREFIX = "lm_eval:"
-MAX_TOKENS = 256  # lm-eval's own, where a task does not say
 FEWSHOT_SEED = 1234  # lm-eval's own
 
 
@@ -35,8 +37,11 @@ class LmEvalTask:
     protocols: tuple[str, ...] = (PROTOCOL,)
 
     def __init__(self, name: str, source: loading.Source, digest: Callable[[], str]) -> None:
-        whole = loading.configuration(name).get("output_type") == "loglikelihood_rolling"
-        self.fields: Mapping[str, Field] = DOCUMENT_FIELDS if whole else {}
+        config = loading.configuration(name)
+        whole = config.get("output_type") == "loglikelihood_rolling"
+        self.fields: Mapping[str, Field] = (
+            DOCUMENT_FIELDS if whole else sampling_fields(config.get("generation_kwargs") or {})
+        )
         self.name = PREFIX + name
         self._plain, self._source, self._digest = name, source, digest
         self._loaded: Any = None
@@ -72,14 +77,13 @@ class LmEvalTask:
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
             made = [(number, doc, self._instances(doc, number)) for number, doc in self._documents(setting.samples)]
         flat = [instance for _, _, instances in made for instance in instances]
-        requests = iter(_requests(self.name, flat, tokenizer, setting.protocol))
-        return [
-            Sample(
-                str(number), tuple(next(requests) for _ in instances), (),
-                facts={"doc": doc, "instances": tuple(instances)},
-            )
-            for number, doc, instances in made
-        ]  # fmt: skip
+        requests = iter(_requests(self.name, flat, tokenizer, setting))
+        out = []
+        for number, doc, instances in made:
+            asked = [next(requests) for _ in instances]
+            facts = {"doc": doc, "instances": tuple(instances), "answers": tuple(map(len, asked))}
+            out.append(Sample(str(number), tuple(chain.from_iterable(asked)), (), facts=facts))
+        return out
 
     def _documents(self, count: int | None) -> list[tuple[int, Any]]:
         return list(self.task.doc_iterator(rank=0, limit=count, world_size=1))
@@ -106,11 +110,14 @@ class LmEvalTask:
         """lm-eval's metrics of one document, for each of the task's filters."""
         task, doc = self.task, sample.facts["doc"]
         instances = sample.facts["instances"]
-        assert isinstance(instances, tuple)
-        for instance, response in zip(instances, responses, strict=True):
-            instance.resps = [_result(instance.request_type, response)] * (instance.repeats or 1)
+        counts = sample.facts["answers"]
+        assert isinstance(instances, tuple) and isinstance(counts, tuple)
+        given = iter(responses)
+        for instance, count in zip(instances, counts, strict=True):
+            said = [_result(instance.request_type, response) for response in islice(given, count)]
+            instance.resps = said * ((instance.repeats or 1) // count)
             instance.filtered_resps = {}
-        output = "\n".join(r.text for r in responses if r.text) or str([r.logprob for r in responses])
+        output = _output(responses, len(responses) > len(instances))
         out = []
         with loading.quiet():
             target = task.doc_to_target(doc)
@@ -150,32 +157,33 @@ def _result(kind: str, response: Response) -> object:
     return response.logprob if kind == "loglikelihood_rolling" else (response.logprob, response.greedy)
 
 
-def _requests(name: str, instances: Sequence[Any], tokenizer: Tokenizer, profile: str) -> list[Request]:
+def _output(responses: Sequence[Response], several: bool) -> str:
+    """What a record keeps: the text; of several answers to one question, all in JSON; of choices, their likelihoods."""
+    if several:
+        return json.dumps([response.text for response in responses], ensure_ascii=False)
+    return "\n".join(r.text for r in responses if r.text) or str([r.logprob for r in responses])
+
+
+def _requests(
+    name: str, instances: Sequence[Any], tokenizer: Tokenizer, setting: Setting
+) -> list[tuple[Request, ...]]:
+    """What each instance asks."""
     kinds = {instance.request_type for instance in instances}
     if any(len(instance.args) > 2 for instance in instances):
         raise UserError(f"{name} asks about images or sounds, which no model here takes")
     if kinds <= {"loglikelihood"}:
-        return list(pairs(tokenizer, [instance.args for instance in instances]))
+        return [(request,) for request in pairs(tokenizer, [instance.args for instance in instances])]
     if kinds == {"loglikelihood_rolling"}:
-        return list(documents(tokenizer, [text for instance in instances for text in instance.args], profile))
+        texts = [text for instance in instances for text in instance.args]
+        return [(request,) for request in documents(tokenizer, texts, setting.protocol)]
     if kinds == {"generate_until"}:
         encoded = tokenizer.encode_batch([instance.args[0] for instance in instances])
+        changes = chosen(setting.protocol)
         return [
-            generation(name, prompt(tokenizer, instance.args[0], ids), instance.args[1])
-            for instance, ids in zip(instances, encoded, strict=True)
+            generations(name, prompt(tokenizer, each.args[0], ids), {**each.args[1], **changes}, setting.seed, each)
+            for each, ids in zip(instances, encoded, strict=True)
         ]
     raise UserError(f"{name} mixes requests of several kinds ({', '.join(sorted(kinds))})")
-
-
-def generation(name: str, before: Prompt, settings: Mapping[str, Any]) -> Generate:
-    """A request with lm-eval's generation settings. Raises UserError for a task that wants anything but greedy."""
-    temperature = settings.get("temperature")
-    if settings.get("do_sample") and (temperature is None or float(temperature) > 0):
-        raise UserError(f"{name} samples its answers; only greedy decoding is supported")
-    until = settings.get("until") or ()
-    stops = (until,) if isinstance(until, str) else tuple(until)
-    size = settings.get("max_gen_toks") or settings.get("max_new_tokens") or MAX_TOKENS
-    return Generate(before, int(size), tuple(stop for stop in stops if stop))
 
 
 def _mean(value: Any) -> tuple[float, float]:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evalsuite.types import Decision, Generate, LogLikelihood, Prompt, Request, Response, Rolling
+from evalsuite.backends.sampling import choose
+from evalsuite.types import Decision, Generate, LogLikelihood, Prompt, Request, Response, Rolling, Sampling
 from gdn2.checkpoints import Options
 from gdn2.errors import CheckpointError, UserError
 
@@ -103,6 +104,20 @@ def test_greedy_continuations_are_greedy(directory: Path) -> None:
     assert cut.ended == "stop" and VOCAB[wanted[2]] not in cut.text
     assert (decided.ended, decided.tokens) == ("decided", 1)
     assert scored.greedy is True
+
+
+def test_sampled_continuations_are_drawn_from_the_models_logits(directory: Path) -> None:
+    context, asked = [0, 5, 9, 13, 20], [Sampling(1.0, seed, 0.9, 20) for seed in range(6)]
+    model, texts = peer(directory), []
+    with torch.inference_mode():
+        for how in asked:
+            ids: list[int] = []
+            while len(ids) < 5 and 1 not in ids:
+                logits = model(torch.tensor([context + ids])).logits[0, -1:]
+                ids.append(int(choose(logits, [how], [len(ids)])))
+            texts.append("".join(VOCAB[i] for i in ids if i != 1))
+    found = answers(directory, [Generate(prompt(context), 5, sampling=how) for how in asked])
+    assert [response.text for response in found] == texts and len(set(texts)) > 3
 
 
 def test_rolling_windows_cover_the_document_once(directory: Path) -> None:

@@ -1,6 +1,7 @@
 """What lm-eval's requests and metrics become here, piece by piece; the whole is held to lm-eval itself elsewhere."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalsuite.lm_eval_bridge import loading, task
+from evalsuite.lm_eval_bridge import generating, loading, task
 from evalsuite.lm_eval_bridge.encoding import DOCUMENT_FIELDS, documents, pairs, prompt
-from evalsuite.types import Generate, LogLikelihood, Prompt, Response, Rolling
+from evalsuite.types import Generate, LogLikelihood, Prompt, Response, Rolling, Sampling, Setting, expanded
 from gdn2.errors import UserError
 from tests.tasks.test_splice import Letters
+
+BEFORE = Prompt(np.array([1], np.int32), "a")
 
 
 class Bos(Letters):
@@ -21,11 +24,11 @@ class Bos(Letters):
 
 
 def instance(kind: str, *args: object) -> Any:
-    return SimpleNamespace(request_type=kind, args=args)
+    return SimpleNamespace(request_type=kind, args=args, task_name="toy", doc_id=4, idx=0, repeats=3)
 
 
 def asked(*instances: Any, profile: str = "lm-eval") -> list:
-    return task._requests("lm_eval:toy", instances, Bos(), profile)
+    return [request for made in task._requests("lm_eval:toy", instances, Bos(), Setting(profile)) for request in made]
 
 
 def test_each_kind_of_request_is_one_of_ours() -> None:
@@ -62,14 +65,73 @@ def test_requests_that_nobody_here_answers_are_refused() -> None:
     ],
 )  # fmt: skip
 def test_settings_of_a_generation(settings: dict, tokens: int, stop: tuple[str, ...]) -> None:
-    made = task.generation("x", Prompt(np.array([1], np.int32), "a"), settings)
-    assert (made.max_tokens, made.stop, made.decision) == (tokens, stop, None)
+    made = generating.generation("x", BEFORE, settings, 5)
+    assert (made.max_tokens, made.stop, made.decision, made.sampling) == (tokens, stop, None, None)
 
 
-@pytest.mark.parametrize("temperature", [{}, {"temperature": None}, {"temperature": 1}, {"temperature": "0.3"}])
-def test_sampled_answers_are_refused(temperature: dict) -> None:
-    with pytest.raises(UserError, match="^x samples its answers; only greedy decoding is supported$"):
-        task.generation("x", Prompt(np.array([1], np.int32), "a"), {"do_sample": True, **temperature})
+@pytest.mark.parametrize(
+    ("settings", "sampling"),
+    [
+        ({"do_sample": True, "temperature": 0.2}, Sampling(0.2, 5)), ({"temperature": "0.3"}, Sampling(0.3, 5)),
+        ({"do_sample": True, "temperature": 1, "top_p": 0.95, "top_k": "40"}, Sampling(1.0, 5, 0.95, 40)),
+        ({"do_sample": None, "temperature": 2, "top_p": None, "num_beams": 1}, Sampling(2.0, 5)),
+        ({"top_p": 0.95}, None), ({"do_sample": False, "temperature": 1, "top_p": 0.9, "top_k": 3}, None),
+        ({"temperature": 0, "top_p": 0.9, "repetition_penalty": 1.0}, None),
+    ],
+)  # fmt: skip
+def test_settings_of_a_sampled_answer(settings: dict, sampling: Sampling | None) -> None:
+    assert generating.generation("x", BEFORE, settings, 5).sampling == sampling
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_beams": 10}, "x asks for num_beams=10; only do_sample, temperature, top_p, top_k, until and"),
+        ({"repetition_penalty": 1.2}, r"x asks for repetition_penalty=1\.2; "), ({"seed": 3}, "x asks for seed=3; "),
+        ({"do_sample": True}, r"x samples its answers \(do_sample\) at no temperature"),
+        ({"do_sample": True, "temperature": None}, "at no temperature"),
+        ({"temperature": "hot"}, "x has temperature='hot', which is not a number"),
+        ({"temperature": -1}, "x samples its answers in a way that is none: a temperature is 0 to 1000"),
+        ({"temperature": 1, "top_p": 0}, "in a way that is none"), ({"temperature": 1, "top_k": -2}, "that is none"),
+        ({"temperature": 1, "top_k": "nan"}, "that is none"), ({"temperature": "inf"}, "that is none"),
+    ],
+)  # fmt: skip
+def test_settings_that_nobody_follows_are_refused_by_name(settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        generating.generation("x", BEFORE, settings, 5)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_repeat_of_a_sampled_question_has_its_own_seed() -> None:
+    sampled = instance("generate_until", "a", {"do_sample": True, "temperature": 0.5})
+    made = asked(sampled)
+    assert len(made) == 3 == len({one.sampling.seed for one in made}) and len({id(one.prompt) for one in made}) == 1
+    assert [one.sampling.seed for one in made] == [generating.seed_of(42, sampled, number) for number in range(3)]
+    for change in ({"doc_id": 5}, {"idx": 1}, {"task_name": "other"}):
+        other = SimpleNamespace(**{**vars(sampled), **change})
+        assert generating.seed_of(42, other, 0) not in {one.sampling.seed for one in made}
+    assert generating.seed_of(43, sampled, 0) != made[0].sampling.seed
+    assert len(asked(instance("generate_until", "a", {"temperature": 0.0}))) == 1  # three equal ones are asked once
+    (cold,) = asked(sampled, profile="lm-eval:temperature=0:top_p=1:top_k=all")
+    assert cold.sampling is None
+    (one, *_) = asked(sampled, profile="lm-eval:temperature=0.7:top_p=0.9:top_k=8")
+    assert one.sampling == replace(made[0].sampling, temperature=0.7, top_p=0.9, top_k=8)
+
+
+def test_fields_of_tasks_that_sample() -> None:
+    assert generating.sampling_fields({"do_sample": False, "temperature": 1.0}) == {}
+    assert generating.sampling_fields({}) == generating.sampling_fields({"do_sample": True, "temperature": 0.0}) == {}
+    fields = generating.sampling_fields({"do_sample": True, "temperature": 1, "top_p": 0.95})
+    assert {name: field.default for name, field in fields.items()} == {
+        "temperature": "1", "top_p": "0.95", "top_k": "all",
+    }  # fmt: skip
+    (profile,) = expanded("t", ("lm-eval",), fields, "lm-eval:top_k=5:temperature=0.25")
+    assert profile == "lm-eval:temperature=0.25:top_p=0.95:top_k=5"
+    assert generating.chosen(profile) == {"do_sample": True, "temperature": "0.25", "top_p": "0.95", "top_k": "5"}
+    assert generating.chosen("lm-eval") == {} == generating.chosen("lm-eval:window=7:bos=once")
+    for wrong in ("temperature=hot", "top_p=0", "top_p=0.0", "top_p=1.5", "top_k=0", "temperature=-1"):
+        with pytest.raises(UserError, match=wrong.split("=")[0]):
+            expanded("t", ("lm-eval",), fields, f"lm-eval:{wrong}")
 
 
 def test_a_result_is_what_lm_eval_expects_of_its_kind() -> None:

@@ -13,8 +13,8 @@ import cli
 import tasks
 from evalsuite.backends.scripted import ByteTokenizer, ScriptedBackend
 from evalsuite.lm_eval_bridge import loading
-from evalsuite.lm_eval_bridge.task import LmEvalTask, generation
-from evalsuite.types import Generate, Prompt, Response, Setting
+from evalsuite.lm_eval_bridge.task import LmEvalTask
+from evalsuite.types import Generate, Response, Setting
 from gdn2.errors import DataError, UserError
 from tasks import commonsense
 from tasks.data import commands, shelf
@@ -182,14 +182,6 @@ def test_whole_documents_have_the_fields_of_the_native_task() -> None:
     scores = task.score(sample, [Response(logprob=-6.0)])
     assert {s.metric: (s.value, s.weight) for s in scores}["word_perplexity"] == (3.0, 2.0)
     assert LmEvalTask("piqa", lambda *args: {}, str).expand("lm-eval") == ("lm-eval",)
-
-
-def test_only_greedy_answers() -> None:
-    before = Prompt(None, "")
-    assert generation("x", before, {"until": "\n", "do_sample": False}) == Generate(before, 256, ("\n",))
-    assert generation("x", before, {"until": ["", "a"], "max_gen_toks": 7}) == Generate(before, 7, ("a",))
-    with pytest.raises(UserError, match="x samples its answers"):
-        generation("x", before, {"do_sample": True, "temperature": 0.7})
 
 
 def test_nothing_of_the_libraries_stays_changed() -> None:
