@@ -8,8 +8,8 @@ import torch
 
 from evalsuite.backends import native, pool
 from evalsuite.backends.reading import Coming, Reader
-from evalsuite.backends.sampling import greedy
-from evalsuite.types import Decision, Generate, LogLikelihood
+from evalsuite.backends.sampling import form, greedy
+from evalsuite.types import Decision, Generate, LogLikelihood, Sampling
 
 PATTERNS = [("gdn2", "gdn2"), ("mamba2", "window"), ("mamba3-mimo", "mamba3-siso")]
 
@@ -64,6 +64,22 @@ def test_requests_of_every_kind_are_read_ahead(small, pooled):
         plain.setattr(Reader, "_ahead", False, raising=False)
         assert found == small.answers(small.make(), asked)
     assert backend.tokens_read <= backend.tokens_asked
+
+
+def test_a_pool_draws_only_while_somebody_samples(small, pooled, monkeypatch):
+    """Greedy answers beside sampled ones are those without them, and alone they make no noise."""
+    rng = random.Random(8)
+    plain = [Generate(small.prompt(rng, 30), 12) for _ in range(4)]
+    ways = (Sampling(20.0, 1), Sampling(20.0, 2, 0.9), Sampling(20.0, 3, top_k=9))
+    drawn = [Generate(small.prompt(rng, 30), size, sampling=way) for size, way in zip((9, 5, 5), ways, strict=True)]
+    backend, kinds = small.make(), []
+    made = pool.Pool.draw
+    monkeypatch.setattr(pool.Pool, "draw", lambda self, kind: (kinds.append(kind), made(self, kind))[1])
+    found = small.answers(backend, [*plain, *drawn])
+    assert {"greedy", "drawn", "cut"} == set(kinds)
+    assert found == [small.answers(small.make(), [one])[0] for one in [*plain, *drawn]]
+    monkeypatch.setattr(pool, "drawn", lambda *given: pytest.fail("noise was made"))
+    assert small.answers(backend, plain) == found[:4]
 
 
 def test_a_pool_grows_by_doubling_and_keeps_who_is_in_it(small, pooled, monkeypatch):
@@ -184,8 +200,11 @@ def test_a_step_that_cannot_be_captured_is_made_plainly_and_noted(small, monkeyp
 def test_a_captured_step_is_the_step(small, pattern, kernels, monkeypatch):
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-    asked = generations(small, 1)
-    found = small.answers(small.make(pattern, gpu=kernels), asked)
+    asked = [request for seed in range(4) for request in generations(small, seed)]
+    assert {form([request.sampling]) for request in asked} == {"greedy", "drawn", "cut"}
+    backend = small.make(pattern, gpu=kernels)
+    found = small.answers(backend, asked)
+    assert not backend.events  # each step was captured, those that draw too
     monkeypatch.setattr(pool.Pool, "_captured", lambda self: self._step)
     assert found == small.answers(small.make(pattern, gpu=kernels), asked)
     monkeypatch.setattr(native, "pooled", lambda model: False)
@@ -197,7 +216,11 @@ def test_one_answer_per_request_while_slots_are_refilled_on_a_gpu(small):
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     rng = random.Random(9)
-    asked = [Generate(small.prompt(rng, rng.randrange(1, 200)), rng.randrange(1, 30)) for _ in range(200)]
+    ways = [None, Sampling(20.0, 3), Sampling(20.0, 4, 0.9)]  # in turn: rows of every kind meet in a step
+    asked = [
+        Generate(small.prompt(rng, rng.randrange(1, 200)), rng.randrange(1, 30), sampling=ways[i % 3])
+        for i in range(200)
+    ]
     asked += [LogLikelihood(r.prompt, small.prompt(rng, 3)) for r in asked[:50]]
     few = rng.sample(range(len(asked)), 12)
     found = small.answers(small.make(gpu="torch", slots=16), asked)

@@ -12,8 +12,10 @@ from scipy import stats
 
 from evalsuite.backends import sampling
 from evalsuite.backends.sampling import choose, draws, form, greedy
-from evalsuite.plan import _request_digest
-from evalsuite.types import Decision, Generate, Sampling
+from evalsuite.plan import Ask, _request_digest, make_plan
+from evalsuite.runner import run
+from evalsuite.store import read_records
+from evalsuite.types import Decision, Generate, Sample, Sampling, Score
 from gdn2.ragged import Ragged
 
 CPU = torch.device("cpu")
@@ -177,6 +179,43 @@ def test_an_answer_that_is_decided_ends_where_it_would_be_cut(small):
     ((_, free),) = small.make().answer([Generate(start, 9, sampling=how)])
     ((_, cut),) = small.make().answer([Generate(start, 9, (), Decision((free.text[3],)), how)])
     assert cut.text == free.text[: len(cut.text)] and cut.ended == "decided" and free.text[3] in cut.text
+
+
+class Drawing:
+    """Several answers to each question, every one of them kept."""
+
+    name, version, suite, has_lengths, protocols = "drawing", 1, "toy", False, ("plain",)
+
+    def __init__(self, small):
+        self._prompt, self._sampling = small.prompt, small.sampling
+
+    def samples(self, setting, tokenizer):
+        out = []
+        for i in range(setting.samples):
+            rng = random.Random(f"{setting.seed} {i}")
+            start = self._prompt(random.Random(i), 70)
+            asked = tuple(Generate(start, 5, sampling=self._sampling(rng)) for _ in range(3))
+            out.append(Sample(str(i), asked, ()))
+        return out
+
+    def data_digest(self, setting):
+        return "none"
+
+    def score(self, sample, responses):
+        return [Score("length", float(len(responses[0].text)), "", " ".join(one.text for one in responses))]
+
+
+def test_a_run_that_goes_on_has_the_answers_of_one_that_ran_through(small, tmp_path):
+    def answered(directory, counts, seed=1, **how):
+        for count in counts:
+            plan = make_plan(small.make(**how), [Drawing(small)], Ask((), count, seed=seed))
+            assert run(plan, small.make(**how), directory, {}, lambda text: None).exit_code == 0
+        return {record.sample_id: record.output for record in read_records(directory)}
+
+    whole = answered(tmp_path / "whole", [6])
+    assert answered(tmp_path / "parts", [1, 4, 6], batch_tokens=64, slots=2, share_prefixes=False) == whole
+    other = answered(tmp_path / "other", [6], seed=2)
+    assert other.keys() == whole.keys() and all(other[i] != whole[i] for i in whole)
 
 
 def test_how_an_answer_is_drawn_is_part_of_its_key(small):
