@@ -35,7 +35,7 @@ Runs = Annotated[
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Of the weights.", show_default="the device's")
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the samples.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the samples, and of answers that are drawn.")]
 Haystack = Annotated[str | None, typer.Option(help="bundled, essays, a text file or a directory of them.")]
 Offset = Annotated[str | None, typer.Option(help="First sentence of the haystack, or random: another for each sample.")]
 Budget = Annotated[int | None, typer.Option(min=1, max=2**16, help="Tokens a task may generate.")]

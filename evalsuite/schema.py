@@ -44,7 +44,7 @@ class Record:
     protocol: Annotated[str, "profile the task was asked under"]
     length: Annotated[int | None, "window asked for, in tokens, generation budget included; null without lengths"]
     sample_id: Annotated[str, "the sample, the same for every model and tokenizer"]
-    seed: Annotated[int, "seed of the samples"]
+    seed: Annotated[int, "seed of the samples, and of answers that are drawn"]
     metric: Annotated[str, "name of the score"]
     score: Annotated[float | None, "value of the metric; null exactly when error is not"]
     prompt_tokens: Annotated[int, "tokens of the prompt, the longest one where the sample asks several"]

@@ -62,8 +62,8 @@ def draws(asked: Sequence[Sampling | None], positions: Sequence[int], vocabulary
     made = Draws(
         torch.tensor([one.temperature for one in rows], dtype=torch.float32),
         torch.tensor([one.top_p for one in rows], dtype=torch.float64),
-        torch.tensor([min(one.top_k or vocabulary, vocabulary) for one in rows]),
-        torch.tensor(counters),
+        torch.tensor([min(one.top_k or vocabulary, vocabulary) for one in rows], dtype=torch.int64),
+        torch.tensor(counters, dtype=torch.int64),
     )
     if device.type == "cpu":
         return made

@@ -2,7 +2,7 @@
 
 It is made of operations that every machine rounds alike, one at a time: integers, and single sums and products in fp32.
 A library's logarithm would not do: its last bit may differ between devices, and between the middle of an array and its
-end. `gdn2.kernels.numba` has the same operations in one loop, and the same bits.
+end. `gdn2.kernels.numba` and `gdn2.kernels.triton.noise` have the same operations in one loop and in one kernel.
 
 Axes: N rows, V values of a row.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gdn2.kernels import numba
+from gdn2.kernels.dispatch import Implementation, choose
 
 GAMMA = 0x9E3779B97F4A7C15  # what splitmix64 (Steele, Lea and Flood 2014) adds to its counter for each number
 
@@ -45,16 +46,20 @@ def splitmix(counters: Tensor) -> Tensor:
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
-def gumbel(counters: Tensor, width: int) -> Tensor:
+def gumbel(counters: Tensor, width: int, implementation: Implementation | None = None) -> Tensor:
     """Independent noise [N, `width`], fp32, whose value exceeds x with probability 1 - exp(-exp(-x)).
 
     Args:
         counters: int64 [N], one of each row; see `counter`.
+        implementation: None chooses from the device; it changes no bit.
     """
     keys = splitmix(counters)
-    if not keys.is_cuda and numba.available():
-        return numba.gumbel(keys, width)
-    return plain(keys, width)
+    chosen = choose(keys.device, implementation)
+    if chosen == "triton":
+        from gdn2.kernels.triton import noise
+
+        return noise.gumbel(keys, width)
+    return numba.gumbel(keys, width) if chosen == "numba" else plain(keys, width)
 
 
 def plain(keys: Tensor, width: int) -> Tensor:

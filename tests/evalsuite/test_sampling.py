@@ -61,6 +61,16 @@ def test_tokens_have_the_distribution_asked_for(how):
     assert likely(counts, wanted) > 0.001
 
 
+@pytest.mark.parametrize(("top_p", "top_k", "left"), [
+    (0.3, 0, {0, 1}), (0.73, 0, {0, 1}), (0.74, 0, {0, 1, 2, 3}), (1.0, 1, {0, 1}), (1.0, 3, {0, 1, 2, 3}),
+    (0.9, 2, {0, 1}),
+])  # fmt: skip
+def test_equal_logits_stay_or_go_together(top_p, top_k, left):
+    logits = torch.tensor([3.0, 3.0, 2.0, 2.0, -9.0])  # 0.365, 0.365, 0.134, 0.134, and next to nothing
+    found = choose(logits.expand(600, -1), [Sampling(1.0, seed, top_p, top_k) for seed in range(600)], [0] * 600)
+    assert set(found.tolist()) == left
+
+
 def test_positions_of_one_answer_are_independent_too():
     logits, n = row(2, 8), 20_000
     found = choose(logits.expand(n, -1), [Sampling(1.0, 42)] * n, range(n)).numpy()

@@ -287,6 +287,13 @@ def _rows() -> None:
     rows.silu_times(_meta(8192, 7008), _meta(8192, 7008))
 
 
+def _noise() -> None:
+    """The noise of 64 drawn tokens."""
+    from gdn2.kernels.triton import noise
+
+    noise.gumbel(_meta(64, dtype=torch.int64), 32000)
+
+
 CONFIGS: dict[str, Callable[[], None]] = {
     "gdn2": lambda: _operator(),
     "gdn2 fp32": lambda: _operator(dtype=torch.float32),
@@ -317,6 +324,7 @@ CONFIGS: dict[str, Callable[[], None]] = {
     "layer mamba3 mimo": lambda: _mamba3(4),
     "rows": lambda: _rows(),
     "attention": lambda: _attention(),
+    "noise": lambda: _noise(),
 }
 """Everything that ships: the mixers at the widths of the published models, KDA being GDN-2 with tied gates."""
 

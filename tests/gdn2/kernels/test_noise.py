@@ -1,6 +1,9 @@
 """The noise that sampled answers are made of: known numbers, the right distribution, the same bits everywhere."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,6 +17,17 @@ SPLITMIX = [
 ]  # fmt: skip
 KNOWN = [1048995514, 1048579735, 1037770456, 1055050887]  # bits of the first noise of seed 77, in fp32
 WORDS = (0, 1, 2, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+COMPILE = """
+import sys
+from gdn2.kernels.triton import aot
+with aot.recording(90) as launches:
+    aot.CONFIGS["noise"]()
+((kernel, _),) = launches
+sys.stdout.write(kernel.asm["ptx"] + kernel.asm["sass"])
+"""
 
 
 def keys(n, seed=77):
@@ -88,9 +102,30 @@ def test_the_compiled_loop_has_the_bits_of_torchs_operations(width):
     assert torch.equal(made, numba.gumbel(keys(9), 1000)[:, :width])
 
 
+@pytest.mark.parametrize("width", [1, 1000, 2049])
+def test_the_kernel_has_the_bits_of_torchs_operations(width):
+    from gdn2.kernels.triton import noise as kernel
+
+    made = kernel.gumbel(keys(5).to(DEVICE), width).cpu()
+    assert torch.equal(made, noise.plain(keys(5), width))
+    assert kernel.gumbel(keys(5)[:0].to(DEVICE), width).shape == (0, width)
+
+
+def test_nothing_is_fused_in_the_kernels_machine_code(root):
+    """A fused product and sum is rounded once instead of twice."""
+    compiled = subprocess.run(
+        [sys.executable, "-c", COMPILE], cwd=root, env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    ptx_and_sass = compiled.stdout
+    assert ptx_and_sass.count("FMUL") > 10 and "FFMA" not in ptx_and_sass and "fma.rn" not in ptx_and_sass
+
+
 @pytest.mark.gpu
-def test_a_gpu_has_the_bits_of_a_cpu():
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_a_gpu_has_the_bits_of_a_cpu(implementation):
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-    assert torch.equal(noise.plain(keys(40).cuda(), 33_000).cpu(), noise.plain(keys(40), 33_000))
-    assert torch.equal(noise.splitmix(keys(40).cuda()).cpu(), noise.splitmix(keys(40)))
+    counters = torch.tensor([noise.counter(5, at) for at in range(40)])
+    found = noise.gumbel(counters.cuda(), 33_000, implementation)
+    assert torch.equal(found.cpu(), noise.gumbel(counters, 33_000, "torch"))
