@@ -296,7 +296,10 @@ def echo_scores(directory: Path) -> None:
     from evalsuite.store import read_records
 
     scores = reader.cells(read_records(directory, warn))
+    scores += reader.averaged(directory, scores)
     echo_table(*reader.score_table(scores, reader.complete(directory)))
+    for text in dict.fromkeys(score.problem for score in scores if score.problem):
+        warn(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,8 +18,9 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from evalsuite.groups import Group
 from evalsuite.names import quoted, slug
-from evalsuite.schema import SCHEMA_VERSION
+from evalsuite.schema import PLAIN
 from evalsuite.types import (
     Adjustable,
     Backend,
@@ -153,6 +154,7 @@ class Plan:
     identity: Mapping[str, object]  # what the run's records share
     info: ModelInfo
     cells: tuple[Cell, ...]
+    averaged: tuple[Group, ...] = ()  # whose numbers are made of those of cells
 
     def summary(self, done: Callable[[str], bool]) -> list[CellSummary]:
         """What each cell still asks, given a test for stored keys."""
@@ -186,7 +188,7 @@ def make_plan(backend: Backend, tasks: Sequence[Task], ask: Ask) -> Plan:
         room -= cell.enter(base, room)
         cells.append(cell)
     identity: dict[str, object] = {
-        "schema": SCHEMA_VERSION,
+        "schema": PLAIN,
         "model": info.name,
         "checkpoint": info.checkpoint,
         "tokenizer": info.tokenizer,
@@ -196,7 +198,8 @@ def make_plan(backend: Backend, tasks: Sequence[Task], ask: Ask) -> Plan:
         "options": {name: option_digest(value) for name, value in sorted(ask.options.items())},
     }
     run_id = f"{slug(info.name)}-{_digest(identity)[:12]}"
-    return Plan(run_id, identity, info, tuple(cells))
+    named = {group.name: group for given in tasks for group in getattr(given, "groups", ())}
+    return Plan(run_id, identity, info, tuple(cells), tuple(named.values()))
 
 
 def key_base(info: ModelInfo) -> dict[str, object]:

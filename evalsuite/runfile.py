@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+from evalsuite import groups
 from evalsuite.plan import Plan
 from evalsuite.schema import NewerSchemaError
 from evalsuite.store import now, read_json, write_json
@@ -38,11 +39,11 @@ def start(directory: Path, plan: Plan, passed: Mapping[str, object], provenance:
         {"task": cell.task.name, "task_version": cell.task.version, "data": cell.data}
         | {"protocol": cell.setting.protocol, "length": cell.setting.length, "samples": len(cell.entries)}
         | {"seed": cell.setting.seed, "options": dict(cell.setting.options)}
-        | {"complete": getattr(cell.task, "examples", None)}
+        | {"complete": getattr(cell.task, "examples", None), "lower": list(getattr(cell.task, "lower", ()))}
         for cell in plan.cells
     ]
     invocation: dict[str, object] = {"started_at": now(), "ended_at": None, "status": "running", "passed": dict(passed)}
-    invocation |= {"resolved": cells, "provenance": dict(provenance)}
+    invocation |= {"resolved": cells, "groups": groups.content(plan.averaged), "provenance": dict(provenance)}
     write_json(path, content | {"status": "running", "invocations": [*content["invocations"], invocation]})
 
 
@@ -120,7 +121,7 @@ def _empty_unless_object(holder: dict[str, Any], name: str) -> None:
 # Of a cell that an invocation asked, and the types of what readers take from it.
 _CELL: dict[str, tuple[type, ...]] = {
     "task": (str,), "task_version": (int,), "protocol": (str,), "data": (str,), "length": (int, type(None)),
-    "samples": (int,), "complete": (int, type(None)),
+    "samples": (int,), "complete": (int, type(None)), "lower": (list,),
 }  # fmt: skip
 
 
@@ -137,7 +138,7 @@ def _odd_entry(content: Mapping[str, Any]) -> str:
         for place, cell in enumerate(invocation.get("resolved", ())):
             if not isinstance(cell, dict):
                 return f"{where}.resolved[{place}]"
-            said = {"complete": None} | cell  # which older runs do not say
+            said: dict[str, Any] = {"complete": None, "lower": []} | cell  # which older runs do not say
             if odd := [name for name, kinds in _CELL.items() if name not in said or type(said[name]) not in kinds]:
                 return f"{where}.resolved[{place}].{odd[0]}"
     return ""

@@ -18,7 +18,7 @@ from evalsuite.interrupt import Interrupted, Signals
 from evalsuite.plan import Cell, Entry, Plan
 from evalsuite.progress import Progress, Silent
 from evalsuite.ranks import Ranks, merged
-from evalsuite.schema import SCHEMA_VERSION, Record
+from evalsuite.schema import PLAIN, SCHEMA_VERSION, Record
 from evalsuite.store import RunStore, now
 from evalsuite.types import Accountable, Backend, Generate, LogLikelihood, ModelInfo, Request, Response, Sample, Score
 from gdn2.errors import StorageError
@@ -238,7 +238,7 @@ def score(cell: Cell, sample: Sample, responses: Sequence[Response]) -> list[Sco
 
 
 def _finite(s: Score) -> Score:
-    if s.value is not None and math.isfinite(s.value) and math.isfinite(s.weight):
+    if s.item is not None or (s.value is not None and math.isfinite(s.value) and math.isfinite(s.weight)):
         return s
     error = s.error or "the task gave neither score nor error"
     if s.value is not None:
@@ -271,7 +271,7 @@ def to_records(
     info: ModelInfo = plan.info
     return [
         Record(
-            schema_version=SCHEMA_VERSION,
+            schema_version=PLAIN if s.item is None else SCHEMA_VERSION,
             run_id=plan.run_id,
             key=entry.key,
             model=info.name,
@@ -296,12 +296,14 @@ def to_records(
             outcome=s.outcome,
             logprob=None if alone is None or alone.logprob is None else float(alone.logprob),
             decided_early=any(r.ended == "decided" for r in responses),
-            error=s.error if s.value is None else None,
+            error=s.error if s.value is None and s.item is None else None,
             latency_s=max((float(r.latency_s) for r in responses), default=0.0),
             created_at=created,
             data=cell.data,
             weight=float(s.weight),
             metric_count=metrics,
+            aggregation=s.aggregation,
+            item=s.item,
         )
         for s in scores
     ]

@@ -1,7 +1,8 @@
 """The record: one line of JSON for one metric of one sample, written once and never edited.
 
 `Record` is the schema; `table()` is its documentation, made from the same annotations. A line ends with the CRC-32 of
-what precedes it, so that a damaged line is told from a good one in any version.
+what precedes it, so that a damaged line is told from a good one in any version. A record is written in the lowest
+version that holds it: version 2 adds the columns of a metric that is made from all samples together.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Annotated, NoReturn, get_args, get_origin, get_type_hints
 
 from gdn2.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+PLAIN = 1  # version of a record whose score is its own
 FAMILIES = ("recurrent", "hybrid", "transformer", "other")
 
 _MAX_LINE = 1 << 26
@@ -29,7 +31,7 @@ class NewerSchemaError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One metric of one sample. (`key`, `metric`) names it; `score` is null exactly when `error` is not."""
+    """One metric of one sample. (`key`, `metric`) names it; exactly one of `score`, `error` and `item` is not null."""
 
     schema_version: Annotated[int, "version of these columns"]
     run_id: Annotated[str, "directory of the run below results/runs"]
@@ -46,7 +48,7 @@ class Record:
     sample_id: Annotated[str, "the sample, the same for every model and tokenizer"]
     seed: Annotated[int, "seed of the samples, and of answers that are drawn"]
     metric: Annotated[str, "name of the score"]
-    score: Annotated[float | None, "value of the metric; null exactly when error is not"]
+    score: Annotated[float | None, "value of the metric; null where there is an error or an item"]
     prompt_tokens: Annotated[int, "tokens of the prompt, the longest one where the sample asks several"]
     truncated_tokens: Annotated[int, "prompt tokens that did not fit the model's window"]
     depth: Annotated[float | None, "where the needle sits, 0 (start) to 1 (end)"]
@@ -62,6 +64,8 @@ class Record:
     data: Annotated[str, "sha256 of the data the sample was made from"]
     weight: Annotated[float, "units the score stands for, such as the words of a page"]
     metric_count: Annotated[int, "records this sample has in all; with fewer it counts as unanswered"]
+    aggregation: Annotated[str | None, "version 2: what makes one number of the items of all samples"] = None
+    item: Annotated[str | None, "version 2: what that needs of this sample, as JSON (`evalsuite.items`)"] = None
 
 
 def _columns() -> dict[str, tuple[tuple[type, ...], bool, str]]:
@@ -75,6 +79,7 @@ def _columns() -> dict[str, tuple[tuple[type, ...], bool, str]]:
 
 _COLUMNS = _columns()
 _NAMES = tuple(f.name for f in fields(Record))
+ADDED = ("aggregation", "item")  # by version 2
 
 
 def table() -> list[tuple[str, str, str]]:
@@ -99,8 +104,10 @@ def check(record: Record) -> None:
             raise DataError(f"column {name} is {value}, not a finite number")
         elif type(value) is int and value < 0:
             raise DataError(f"column {name} is {value}, below 0")
-    if (record.score is None) == (record.error is None):
-        raise DataError("exactly one of the columns score and error must be null")
+    if [record.score, record.error, record.item].count(None) != 2:
+        raise DataError("exactly one of the columns score, error and item must not be null")
+    if (record.item is None) != (record.schema_version == PLAIN) or (record.item is None) != (not record.aggregation):
+        raise DataError(f"a record has an aggregation and an item in version {SCHEMA_VERSION}, and none in {PLAIN}")
     if record.family not in FAMILIES:
         raise DataError(f"column family is {record.family!r:.60}, not one of {', '.join(FAMILIES)}")
     if record.depth is not None and not 0 <= record.depth <= 1:
@@ -112,7 +119,8 @@ def check(record: Record) -> None:
 def to_line(record: Record) -> str:
     """One line of ASCII JSON, newline included. Raises DataError where the record breaks the schema."""
     check(record)
-    body = json.dumps({name: getattr(record, name) for name in _NAMES}, ensure_ascii=True, allow_nan=False)[:-1]
+    names = [name for name in _NAMES if record.schema_version > PLAIN or name not in ADDED]
+    body = json.dumps({name: getattr(record, name) for name in names}, ensure_ascii=True, allow_nan=False)[:-1]
     return f'{body}, "crc": "{zlib.crc32(body.encode("ascii")):08x}"}}\n'
 
 
@@ -147,11 +155,12 @@ def from_line(line: str) -> Record:
 def _record(columns: dict[str, object]) -> Record:
     if unknown := [name for name in columns if name not in _COLUMNS]:
         raise DataError(f"unknown column {unknown[0]!r:.60}")
-    if missing := [name for name in _NAMES if name not in columns]:
+    version = columns.get("schema_version")
+    if missing := [name for name in _NAMES if name not in columns and (version != PLAIN or name not in ADDED)]:
         raise DataError(f"column {missing[0]} is missing")
-    if columns["schema_version"] != SCHEMA_VERSION:
-        raise DataError(f"schema version {columns['schema_version']!r:.60} is unknown")
-    record = Record(*(columns[name] for name in _NAMES))  # type: ignore[arg-type]
+    if type(version) is not int or not PLAIN <= version <= SCHEMA_VERSION:
+        raise DataError(f"schema version {version!r:.60} is unknown")
+    record = Record(**columns)  # type: ignore[arg-type]
     check(record)
     return record
 

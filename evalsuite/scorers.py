@@ -22,6 +22,11 @@ def overall(metric: str, mean: float) -> float:
     return perplexity(mean) if metric in PERPLEXITIES else mean
 
 
+def nats(metric: str, number: float) -> float:
+    """The opposite of `overall`."""
+    return math.log(number) if metric in PERPLEXITIES else number
+
+
 def postprocess(text: str) -> str:
     """RULER's cleaning of a generated text: strip, control characters to line breaks, strip."""
     return _CONTROL.sub("\n", text.strip()).strip()

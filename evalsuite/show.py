@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalsuite import runfile
+from evalsuite import groups, runfile
 from evalsuite.names import quoted, suggest
 from evalsuite.plan import Ask, CellSummary, Plan, make_plan
 from evalsuite.progress import duration
+from evalsuite.reports.measured import corpus, in_order
 from evalsuite.runner import Outcome
 from evalsuite.schema import Record
-from evalsuite.scorers import overall
+from evalsuite.scorers import nats, overall
 from evalsuite.store import Warn, in_use, read_records
 from evalsuite.types import Adjustable, Backend, Generate, LogLikelihood, Request, Sample, Task
 from gdn2.errors import DataError, UserError
@@ -37,7 +38,8 @@ class CellScore(NamedTuple):
     metric: str
     n: int
     failed: int
-    mean: float | None  # of the weighted scores, in their own unit; None without any
+    mean: float | None  # of the weighted scores, in their own unit, or what is made of all; None without any
+    problem: str = ""  # why nothing can be made of all here
 
 
 def runs(out: Path) -> list[Run]:
@@ -99,6 +101,30 @@ def cells(records: Iterable[Record]) -> list[CellScore]:
         groups.setdefault(key, []).append(record)
     order = sorted(groups, key=lambda key: tuple(str(part) if i != 2 else part or 0 for i, part in enumerate(key)))
     return [_cell(groups[key]) for key in order]
+
+
+def averaged(directory: Path, scores: Sequence[CellScore]) -> list[CellScore]:
+    """The numbers of the run's groups, from those of its cells."""
+    tasks: dict[str, dict[str, list[CellScore]]] = {}
+    for score in scores:
+        tasks.setdefault(score.task, {}).setdefault(score.metric, []).append(score)
+    found = []
+    for group in groups.read(runfile.read(directory)).values():
+        if not all(task in tasks for task in group.tasks):
+            continue
+        for average, metric in group.numbers(tasks):
+            several = [tasks[task][metric] for task in group.tasks if metric in tasks[task]]
+            parts = [cells[0] for cells in several]
+            if any(len(cells) > 1 for cells in several) or any(part.mean is None for part in parts):
+                continue
+            sizes = [max(cell.n for cells in tasks[part.task].values() for cell in cells) for part in parts]
+            values = [overall(metric, part.mean) for part in parts if part.mean is not None]
+            value = groups.average(values, sizes if average.by_size else [1] * len(sizes))
+            protocols = {part.protocol for part in parts}
+            counts = (sum(part.n for part in parts), sum(part.failed for part in parts))
+            protocol = protocols.pop() if len(protocols) == 1 else "several"
+            found.append(CellScore(group.name, protocol, None, metric, *counts, nats(metric, value)))
+    return found
 
 
 def sample(directory: Path, sample_id: str, warn: Warn) -> list[Record]:
@@ -246,10 +272,15 @@ def _run(directory: Path) -> Run:
 
 
 def _cell(group: list[Record]) -> CellScore:
-    first = group[0]
+    first, problem = group[0], ""
     scored = [(record.score, record.weight) for record in group if record.score is not None]
+    kept = [record for record in group if record.item is not None]
     weight = sum(w for _, w in scored)
     mean = sum(score * w for score, w in scored) / weight if weight else None
-    return CellScore(
-        first.task, first.protocol, first.length, first.metric, len(scored), len(group) - len(scored), mean
-    )
+    if kept:
+        try:
+            mean = corpus(str(kept[0].aggregation), in_order(kept)).mean
+        except DataError as error:
+            problem = str(error)
+    n = len(scored) + len(kept)
+    return CellScore(first.task, first.protocol, first.length, first.metric, n, len(group) - n, mean, problem)

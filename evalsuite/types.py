@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from evalsuite.groups import Group
 from gdn2.errors import UserError
 
 Ids = NDArray[np.int32]
@@ -155,7 +156,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One metric of one sample: becomes one record. `value` is None exactly when `error` is not."""
+    """One metric of one sample: becomes one record. Exactly one of `value`, `error` and `item` is not None.
+
+    A metric that is made from all samples together, such as F1 over a whole set, has no value of one of them: `item` is
+    what `aggregation` needs of it.
+    """
 
     metric: str
     value: float | None
@@ -164,6 +169,8 @@ class Score:
     outcome: str = ""  # what happened, in one word: target, distractor, other, nothing, ...
     weight: float = 1.0  # units `value` stands for (words of a page, for word perplexity)
     error: str | None = None
+    item: str | None = None  # as `evalsuite.items` writes it
+    aggregation: str | None = None  # see `evalsuite.lm_eval_bridge.corpus`
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +234,7 @@ class Chosen:
     protocol: str | None = None
     lengths: tuple[int, ...] | None = None
     samples: int | None = None
+    groups: tuple[Group, ...] = ()  # it was named by
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.task, name)

@@ -18,10 +18,11 @@ from evalsuite import runfile
 from evalsuite.interrupt import Interrupted
 from evalsuite.names import aligned, one_line
 from evalsuite.progress import Screen, duration
+from evalsuite.reports.measured import corpus, in_order
 from evalsuite.schema import NewerSchemaError, Record, from_line
-from evalsuite.scorers import PERPLEXITIES, perplexity
+from evalsuite.scorers import overall
 from evalsuite.show import status
-from evalsuite.stats import interval
+from evalsuite.stats import Interval, interval
 from evalsuite.store import record_files
 from gdn2.errors import DataError
 
@@ -38,6 +39,7 @@ class Tally:
 
     scores: dict[str, float] = field(default_factory=dict)  # by key of the sample
     weights: dict[str, float] = field(default_factory=dict)
+    kept: list[Record] = field(default_factory=list)  # of a number made from all samples together
     failed: set[str] = field(default_factory=set)
     tokens: int = 0
 
@@ -45,13 +47,21 @@ class Tally:
         """Count `record`; whether it is the first answer of its sample."""
         if record.key in self.scores:
             return False
-        if record.score is None:
+        if record.error is not None:
             self.failed.add(record.key)
             return False
         self.failed.discard(record.key)
-        self.scores[record.key], self.weights[record.key] = record.score, record.weight
+        self.scores[record.key], self.weights[record.key] = record.score or 0.0, record.weight
+        if record.item is not None:
+            self.kept.append(record)
         self.tokens += record.prompt_tokens
         return True
+
+    def measured(self) -> Interval:
+        """The number so far. Raises DataError where it is one of all samples together that these do not give."""
+        if self.kept:
+            return corpus(str(self.kept[0].aggregation), in_order(self.kept))
+        return interval(list(self.scores.values()), weights=list(self.weights.values()))
 
 
 class Watch:
@@ -169,11 +179,13 @@ def _row(cell: Cell, metric: str, tally: Tally, asked: int) -> tuple[object, ...
     filled = min(BAR, BAR * done // asked) if asked else BAR
     score = between = "-"
     if done:
-        found = interval(list(tally.scores.values()), weights=list(tally.weights.values()))
-        ends = [found.mean, found.low, found.high]
-        mean, low, high = map(perplexity, ends) if metric in PERPLEXITIES else ends
-        score, low_text, high_text = (f"{x:.4f}" if x < 1e5 else f"{x:.3g}" for x in (mean, low, high))
-        between = f"{low_text} to {high_text}"
+        try:
+            found = tally.measured()
+            mean, low, high = (overall(metric, x) for x in (found.mean, found.low, found.high))
+            score, low_text, high_text = (f"{x:.4f}" if x < 1e5 else f"{x:.3g}" for x in (mean, low, high))
+            between = f"{low_text} to {high_text}"
+        except DataError as error:
+            between = one_line(str(error))
     bar = "#" * filled + "." * (BAR - filled)
     return (cell[0], cell[1], cell[2] or "-", metric or "-", f"{done}/{asked}", bar, len(tally.failed), score, between)
 

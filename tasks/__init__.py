@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import cast
 from evalsuite.types import Chosen, Task
 from gdn2.errors import UserError
 from tasks import suitefile
+
+FOREIGN = "lm_eval:"
 
 
 def collect(modules: Iterable[ModuleType]) -> tuple[dict[str, Task], dict[str, tuple[str, ...]]]:
@@ -70,10 +73,9 @@ def _packaged(name: str) -> list[Task]:
 
 def get(name: str) -> Task:
     """The task called `name`; lm_eval:NAME is lm-eval's own. Raises UserError with close matches where it is none."""
-    if name.startswith("lm_eval:"):
-        from tasks.from_lm_eval import open_task
-
-        return open_task(name)
+    if name.startswith(FOREIGN):
+        (task,) = _foreign(name)
+        return task
     return _registry()[0][_known(name, names())]
 
 
@@ -91,7 +93,9 @@ def resolve(text: str) -> list[Task]:
     for name in (part.strip() for part in text.split(",")):
         for member in _named(name) if not name.endswith(suitefile.SUFFIX) else suitefile.load(Path(name), _named):
             key = (member.name, member.protocol, member.lengths) if isinstance(member, Chosen) else member.name
-            found.setdefault(key, member)
+            known = found.setdefault(key, member)
+            if isinstance(known, Chosen) and isinstance(member, Chosen):  # of two groups, perhaps
+                found[key] = cast(Task, replace(known, groups=tuple(dict.fromkeys(known.groups + member.groups))))
     return list(found.values())
 
 
@@ -102,10 +106,21 @@ def _named(name: str) -> list[Task]:
     if name in _registry()[1]:
         return [get(member) for member in _registry()[1][name]]
     plain, at, profile = name.partition("@")
+    if plain.startswith(FOREIGN):
+        found = _foreign(plain)
+        chosen = (task if isinstance(task, Chosen) else Chosen(task) for task in found)
+        return [cast(Task, replace(one, protocol=profile)) for one in chosen] if at else found
     if at:
         return [cast(Task, Chosen(get(plain), profile))]
     known = [*names(), *_registry()[1], *suitefile.packaged()]
-    return [get(name if name.startswith("lm_eval:") else _known(name, known))]
+    return [get(_known(name, known))]
+
+
+def _foreign(name: str) -> list[Task]:
+    """lm-eval's tasks of one name, of lm-eval's groups and tags all."""
+    from tasks.from_lm_eval import open_tasks
+
+    return open_tasks(name)
 
 
 def _known(name: str, known: list[str]) -> str:

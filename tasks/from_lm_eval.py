@@ -5,17 +5,20 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from evalsuite.lm_eval_bridge import index
+from evalsuite.lm_eval_bridge.index import PREFIX
 from evalsuite.lm_eval_bridge.loading import question
-from evalsuite.lm_eval_bridge.task import PREFIX, LmEvalTask, identity
-from gdn2.errors import DataError
+from evalsuite.lm_eval_bridge.task import LmEvalTask, identity
+from evalsuite.types import Chosen, Task
+from gdn2.errors import DataError, UserError
 from tasks.data import shelf
 
-__all__ = ["PREFIX", "fetch", "open_task"]
+__all__ = ["PREFIX", "fetch", "members", "open_tasks"]
 
 
 class Kept(Mapping[str, Any]):
@@ -68,28 +71,60 @@ class Fetched(Mapping[str, Any]):
         return len(self._splits)
 
 
-def open_task(name: str) -> LmEvalTask:
-    """The task `lm_eval:NAME`, on the data directory in use. Raises UserError where lm-eval has no such task."""
-    return _opened_task(name, shelf.folder())
+def open_tasks(name: str) -> list[Task]:
+    """The tasks that `lm_eval:NAME` stands for: one, those of a group or tag of lm-eval, or GROUP/TASK, one of these.
+
+    Raises UserError where lm-eval has no such name, or a task that cannot run here.
+    """
+    plain = name.removeprefix(PREFIX)
+    group, slash, _ = plain.partition("/")
+    several = index.expand(group)
+    if several is None:
+        return [_opened_task(index.Member(plain), shelf.folder())]
+    if slash:
+        return [_opened_task(_one_of(several, name), shelf.folder())]
+    opened = (_opened_task(member, shelf.folder()) for member in several.members)
+    return [cast(Task, Chosen(task, groups=several.groups)) for task in opened]
 
 
-@lru_cache(maxsize=16)
-def _opened_task(name: str, home: Path) -> LmEvalTask:
+def _one_of(several: index.Several, name: str) -> index.Member:
+    known = {member.name: member for member in several.members}
+    if name not in known:
+        raise UserError(f"{name[:80]} is no task of that group; there are {', '.join(known)[:300]}")
+    return known[name]
+
+
+# A member's changes have no hash; its name stands for them.
+_OPENED: dict[tuple[str, Path], LmEvalTask] = {}
+
+
+def _opened_task(member: index.Member, home: Path) -> LmEvalTask:
+    if (member.name, home) not in _OPENED:
+        _OPENED[member.name, home] = _made(member, home)
+    return _OPENED[member.name, home]
+
+
+def _made(member: index.Member, home: Path) -> LmEvalTask:
     digests: dict[str, str] = {}
 
     def source(path: str, config: str | None, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        return Kept(name, question(path, config, options), home, digests)
+        return Kept(member.name, question(path, config, options), home, digests)
 
     def digest() -> str:
         lines = [identity(task), *(f"{file} {found}" for file, found in sorted(digests.items()))]
         return sha256("\n".join(lines).encode()).hexdigest()
 
-    task = LmEvalTask(name.removeprefix(PREFIX), source, digest)
+    task = LmEvalTask(member, source, digest)
     return task
 
 
+def members(name: str) -> list[str]:
+    """The names of the tasks that `lm_eval:NAME` stands for. Raises as `open_tasks` does."""
+    return [task.name for task in open_tasks(name)]
+
+
 def fetch(name: str, home: Path) -> str:
-    """Bring what `lm_eval:NAME` reads; the line to print. Raises DataError where it cannot be had."""
+    """Bring what one task reads; the line to print. Raises DataError where it cannot be had."""
     import datasets
 
     real = datasets.load_dataset
@@ -99,7 +134,11 @@ def fetch(name: str, home: Path) -> str:
         seen[question(path, config, options)] = found = Fetched(real(path, config, **options))
         return found
 
-    task = LmEvalTask(name.removeprefix(PREFIX), source, str)
+    (kept,) = open_tasks(name)
+    assert isinstance(kept, LmEvalTask)
+    with suppress(DataError):
+        return f"{name}: {len(kept.task.eval_docs)} examples, there already"
+    task = LmEvalTask(kept.member, source, str)
     examples = len(task.task.eval_docs)
     count = 0
     for asked, fetched in seen.items():

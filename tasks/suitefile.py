@@ -96,10 +96,8 @@ class _File:
             # A member of a nested suite may be chosen already: what this file says goes before it.
             inner = member if isinstance(member, Chosen) else Chosen(member)
             protocol = self._protocol(i, entry, inner)
-            chosen = Chosen(
-                inner.task, protocol, own_lengths or inner.lengths or lengths, own_samples or inner.samples or samples
-            )
-            out.append(cast(Task, chosen))
+            asked = (own_lengths or inner.lengths or lengths, own_samples or inner.samples or samples)
+            out.append(cast(Task, Chosen(inner.task, protocol, *asked, inner.groups)))
         return out
 
     def _protocol(self, i: int, entry: dict[str, Any], inner: Chosen) -> str | None:

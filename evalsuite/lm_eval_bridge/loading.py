@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import json
 import logging
-import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType, ModuleType
 from typing import Any
 
+from evalsuite.lm_eval_bridge.index import find
 from gdn2.errors import DataError, UserError
 
 # Answers in the place of `datasets.load_dataset`: path, configuration and options to the splits by name.
 Source = Callable[[str, str | None, Mapping[str, Any]], Mapping[str, Any]]
 
 
-def configuration(name: str) -> Mapping[str, Any]:
-    """How lm-eval configures its task `name`.
+def configuration(name: str, changes: Mapping[str, Any] = MappingProxyType({})) -> Mapping[str, Any]:
+    """How lm-eval configures its task `name`, with the `changes` that a group makes.
 
     Raises:
-        UserError: lm-eval has no such task, or its task makes its own data.
+        UserError: lm-eval has no such task, or it cannot run here; says why.
     """
-    found: Mapping[str, Any] = _manager(name).task_index[name].cfg or {}
-    if found.get("custom_dataset"):
-        raise UserError(f"lm_eval:{name} makes its own data when it is loaded, which is not supported")
+    found: Mapping[str, Any] = {**(manager(find(name).parent).task_index[name].cfg or {}), **changes}
+    if reason := refusal(found):
+        raise UserError(f"lm_eval:{name} {reason}")
     return found
+
+
+def refusal(config: Mapping[str, Any]) -> str:
+    """Why a task of this configuration cannot run here, "" where it can."""
+    if config.get("custom_dataset"):
+        return "makes its own data when it is loaded, which is not supported"
+    if config.get("unsafe_code"):
+        return "runs the code that a model writes, which is not done here: lm-eval does, with --confirm_run_unsafe_code"
+    if config.get("doc_to_image") or config.get("doc_to_audio"):
+        return "asks about images or sounds, which no model here takes"
+    return ""
 
 
 def _without_examples(config: Mapping[str, Any]) -> dict[str, None]:
@@ -39,63 +51,37 @@ def _without_examples(config: Mapping[str, Any]) -> dict[str, None]:
     return dict.fromkeys(unused)
 
 
-@lru_cache(maxsize=16)
-def _manager(name: str) -> Any:
-    path = find(name)
+@lru_cache(maxsize=256)
+def manager(folder: Path) -> Any:
+    """lm-eval's own, of the tasks in and below one folder."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=str(path.parent), include_defaults=False)
+    with quiet():
+        return TaskManager(include_path=str(folder), include_defaults=False)
 
 
-def load(name: str, source: Source) -> Any:
+def load(name: str, source: Source, changes: Mapping[str, Any] = MappingProxyType({})) -> Any:
     """The task `name` of lm-eval, an `lm_eval.api.task.Task`.
 
     Args:
         source: where its data come from.
+        changes: to its configuration.
 
     Raises:
         UserError: lm-eval has no such task, or its task makes its own data.
         DataError: what `source` raises, or the data do not fit the task.
     """
-    changes = _without_examples(configuration(name))
-    with quiet(), data_from(source):
+    unused = _without_examples(configuration(name, changes))
+    with quiet(), data_from(source), without_foreign_code():
         try:
-            found = _manager(name).load({"group": "gdn2", "task": [{"task": name, **changes}]})
+            asked = {"task": name, **changes, **unused}
+            found = manager(find(name).parent).load({"group": "gdn2", "task": [asked]})
         except UserError:
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, AssertionError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"lm-eval cannot load its task {name}: {type(error).__name__}: {reason}") from error
         return found["tasks"][name]
-
-
-@lru_cache(maxsize=64)
-def find(name: str) -> Path:
-    """The file that configures lm-eval's task `name`. Raises UserError where there is none."""
-    if not re.fullmatch(r"[\w.:+-]{1,120}", name):
-        raise UserError(f"lm_eval:{name[:60]!r} is not the name of a task")
-    # Of 14,000 files those are read first whose path has most of the name's words.
-    words = [word for word in re.split(r"\W|_", name) if len(word) > 2]
-    likely = sorted(_files(), key=lambda path: (-sum(word in path for word in words), path))
-    value = rf"[ \t]*[\"']?{re.escape(name)}[\"']?[ \t]*(?:#.*)?$"
-    says = re.compile(rf"^[\"']?task[\"']?:{value}", re.MULTILINE)
-    several = re.compile(rf"^(?:group:|tag:|[ \t]*-){value}", re.MULTILINE)
-    group = None
-    for path in likely:
-        text = Path(path).read_text("utf-8", "replace")
-        if says.search(text):
-            return Path(path)
-        group = group or several.search(text)
-    if group:
-        raise UserError(f"{name} is a group of tasks in lm-eval: name one of them, lm_eval:TASK")
-    raise UserError(f"lm-eval has no task {name[:60]!r}; `lm-eval ls tasks` shows them")
-
-
-@lru_cache(maxsize=1)
-def _files() -> tuple[str, ...]:
-    spec = find_spec("lm_eval")
-    assert spec is not None and spec.submodule_search_locations
-    return tuple(str(path) for path in (Path(spec.submodule_search_locations[0]) / "tasks").rglob("*.yaml"))
 
 
 def question(path: str, name: str | None, options: Mapping[str, Any]) -> str:
@@ -121,6 +107,31 @@ def data_from(source: Source) -> Iterator[None]:
         yield
     finally:
         datasets.load_dataset = original
+
+
+@contextmanager
+def without_foreign_code() -> Iterator[None]:
+    """While it lasts, whoever imports `evaluate` gets a stand-in: that library runs code it loads from the hub.
+
+    lm-eval imports it (which takes seconds) for metrics that it then does not call, and does without where it fails.
+    """
+    stand_in = ModuleType("evaluate")
+    vars(stand_in)["load"] = _refused
+    before, registry = sys.modules.get("evaluate"), logging.getLogger("lm_eval.api.registry")
+    level = registry.level
+    registry.setLevel(logging.CRITICAL)  # it calls every such metric an error
+    sys.modules["evaluate"] = stand_in
+    try:
+        yield
+    finally:
+        registry.setLevel(level)
+        del sys.modules["evaluate"]
+        if before is not None:
+            sys.modules["evaluate"] = before
+
+
+def _refused(name: str, *args: object, **options: object) -> Any:
+    raise UserError(f"metric {str(name)[:60]!r} is code of the hub's evaluate library, which is not run here")
 
 
 @lru_cache(maxsize=4096)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from itertools import chain, islice
@@ -12,21 +11,19 @@ from typing import Any
 from evalsuite.lm_eval_bridge import loading
 from evalsuite.lm_eval_bridge.encoding import DOCUMENT_FIELDS, PROTOCOL, documents, pairs, prompt
 from evalsuite.lm_eval_bridge.generating import chosen, generations, sampling_fields
+from evalsuite.lm_eval_bridge.index import Member
+from evalsuite.lm_eval_bridge.measures import Measures
 from evalsuite.types import Field, Request, Response, Sample, Score, Setting, Tokenizer, expanded
 from gdn2.errors import UserError
 
-PREFIX = "lm_eval:"
 FEWSHOT_SEED = 1234  # lm-eval's own
-
-
-# One document's value of a metric to a score and its weight; lm-eval's aggregate follows from their weighted mean.
-Measure = Callable[[Any], tuple[float, float]]
 
 
 class LmEvalTask:
     """A `Task` of the harness, by the name `lm_eval:NAME`.
 
     Args:
+        member: what lm-eval calls it, or as what a group of lm-eval asks it.
         source: where its data come from; see `loading.load`.
         digest: sha256 of what `source` gave.
     """
@@ -36,16 +33,17 @@ class LmEvalTask:
     has_lengths = False
     protocols: tuple[str, ...] = (PROTOCOL,)
 
-    def __init__(self, name: str, source: loading.Source, digest: Callable[[], str]) -> None:
-        config = loading.configuration(name)
+    def __init__(self, member: Member | str, source: loading.Source, digest: Callable[[], str]) -> None:
+        member = Member(member) if isinstance(member, str) else member
+        config = loading.configuration(member.task, member.changes)
         whole = config.get("output_type") == "loglikelihood_rolling"
         self.fields: Mapping[str, Field] = (
             DOCUMENT_FIELDS if whole else sampling_fields(config.get("generation_kwargs") or {})
         )
-        self.name = PREFIX + name
-        self._plain, self._source, self._digest = name, source, digest
+        self.name, self.member = member.name, member
+        self._plain, self._source, self._digest = member.task, source, digest
         self._loaded: Any = None
-        self._measures: dict[str, Measure | None] = {}
+        self._measures: Measures | None = None
         self._ensembles: list[Any] = []
 
     def expand(self, profile: str) -> tuple[str, ...]:
@@ -56,19 +54,17 @@ class LmEvalTask:
     def task(self) -> Any:
         """lm-eval's object, made when first asked for. Raises as `loading.load` does."""
         if self._loaded is None:
-            loaded = loading.load(self._plain, self._source)
-            self._measures, self._ensembles = _measures(loaded, self.name), _filters(loaded)
+            loaded = loading.load(self._plain, self._source, self.member.changes)
+            self._measures, self._ensembles = Measures(loaded, self._plain), _filters(loaded)
             self._loaded = loaded
         return self._loaded
 
     @property
-    def remarks(self) -> tuple[str, ...]:
-        """What a user should know before a run."""
+    def lower(self) -> tuple[str, ...]:
+        """Metrics of which less is better."""
         _ = self.task
-        left = [metric for metric, measure in self._measures.items() if measure is None]
-        if not left:
-            return ()
-        return (f"{self.name}: {', '.join(left)} is made from all samples together and is left out",)
+        assert self._measures is not None
+        return self._measures.lower()
 
     def samples(self, setting: Setting, tokenizer: Tokenizer) -> Sequence[Sample]:
         """The documents, in lm-eval's order. Raises UserError for a request that no backend of ours answers."""
@@ -108,10 +104,10 @@ class LmEvalTask:
 
     def score(self, sample: Sample, responses: Sequence[Response]) -> Sequence[Score]:
         """lm-eval's metrics of one document, for each of the task's filters."""
-        task, doc = self.task, sample.facts["doc"]
+        task, doc, measures = self.task, sample.facts["doc"], self._measures
         instances = sample.facts["instances"]
         counts = sample.facts["answers"]
-        assert isinstance(instances, tuple) and isinstance(counts, tuple)
+        assert isinstance(instances, tuple) and isinstance(counts, tuple) and measures is not None
         given = iter(responses)
         for instance, count in zip(instances, counts, strict=True):
             said = [_result(instance.request_type, response) for response in islice(given, count)]
@@ -119,23 +115,20 @@ class LmEvalTask:
             instance.filtered_resps = {}
         output = _output(responses, len(responses) > len(instances))
         out = []
-        with loading.quiet():
-            target = task.doc_to_target(doc)
+        with loading.quiet(), loading.without_foreign_code():
+            target = str(task.doc_to_target(doc))
             for ensemble in self._ensembles:
                 ensemble.apply(list(instances))
                 found = task.process_results(doc, [i.filtered_resps[ensemble.name] for i in instances])
                 for metric, value in found.items():
-                    measure = self._measures.get(metric, _mean)
-                    if measure is not None:
-                        score, weight = measure(value)
-                        name = metric if ensemble.name == "none" else f"{metric},{ensemble.name}"
-                        out.append(Score(name, score, str(target), output, "scored", weight))
+                    shown = str(metric) if ensemble.name == "none" else f"{metric},{ensemble.name}"
+                    out.append(measures.score(metric, value, shown, target, output))
         return out
 
 
 def identity(task: LmEvalTask) -> str:
     """What, besides data, determines a task's samples and scores."""
-    return f"lm-eval {version('lm_eval')} {task.name} {task.task.VERSION}"
+    return " ".join(["lm-eval", version("lm_eval"), task.name, str(task.task.VERSION), *task.member.told()])
 
 
 def _filters(task: Any) -> list[Any]:
@@ -184,35 +177,3 @@ def _requests(
             for each, ids in zip(instances, encoded, strict=True)
         ]
     raise UserError(f"{name} mixes requests of several kinds ({', '.join(sorted(kinds))})")
-
-
-def _mean(value: Any) -> tuple[float, float]:
-    return float(value), 1.0
-
-
-def _nats(value: Any) -> tuple[float, float]:
-    return -float(value), 1.0
-
-
-def _nats_a_unit(value: Any) -> tuple[float, float]:
-    total, units = value
-    return -float(total) / max(units, 1), float(units)
-
-
-def _bits_a_unit(value: Any) -> tuple[float, float]:
-    nats, units = _nats_a_unit(value)
-    return nats / math.log(2), units
-
-
-def _measures(task: Any, name: str) -> dict[str, Measure | None]:
-    """Metric to measure; None for one that is more than a mean. Raises UserError where nothing else is there."""
-    import numpy
-    from lm_eval.api.registry import get_aggregation
-
-    kinds: dict[Any, Measure] = {numpy.mean: _mean, get_aggregation("mean"): _mean}
-    kinds |= {get_aggregation("perplexity"): _nats, get_aggregation("weighted_perplexity"): _nats_a_unit}
-    kinds |= {get_aggregation("bits_per_byte"): _bits_a_unit}
-    found = {metric: kinds.get(aggregate) for metric, aggregate in task.aggregation().items()}
-    if found and not any(found.values()):
-        raise UserError(f"{name} has no metric that is a mean over samples, only {', '.join(found)}")
-    return found

@@ -155,7 +155,8 @@ def trace(directory: Path, where: Sequence[str], warn: Warn) -> list[str]:
     lines = aligned(
         header,
         [
-            (r.task, length_label(r.length) or "-", r.metric, r.sample_id, r.seed, f"{r.score:.4g}", r.outcome or "-")
+            (r.task, length_label(r.length) or "-", r.metric, r.sample_id, r.seed)
+            + ("-" if r.item else f"{r.score:.4g}", r.outcome or "-")
             + ("-" if r.depth != r.depth else f"{100 * r.depth:.0f} %", _short(r.target), _short(r.output))
             for r in rows.itertuples()
         ],

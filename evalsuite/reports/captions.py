@@ -21,6 +21,8 @@ def described(records: Records, entries: Sequence[Mapping[str, Any]]) -> list[No
     notes.append(Note("Task versions and data", tuple(f"{t} v{v} {d}" for t, v, d in versions)))
     if seeds := sorted({int(seed) for seed in records.frame["seed"].unique()}):
         notes.append(Note("Seeds: " + ", ".join(map(str, seeds)) + "."))
+    if problems := tuple(dict.fromkeys(entry["problem"] for entry in entries if entry["problem"])):
+        notes.append(Note("Without a number here", problems))
     if software := _software(records):
         notes.append(Note("Software", software))
     return notes

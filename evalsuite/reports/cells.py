@@ -5,12 +5,16 @@ A question set is a task with its version, data, protocol and metric. Scores of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evalsuite import groups
 from evalsuite.reports.frame import Records
+from evalsuite.reports.measured import COUNTS, PART, measure
 from evalsuite.scorers import PERPLEXITIES, perplexity
-from evalsuite.stats import interval
+from evalsuite.stats import Interval
 from gdn2.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 MODEL = ["family", "model", "checkpoint", "mixer", "params"]
 QUESTIONS = ["task", "task_version", "protocol", "data", "metric"]
 CELL = [*MODEL, *QUESTIONS, "length"]
+MEMBER = [*MODEL, "run", *QUESTIONS, "length"]
+TASK = MEMBER.index("task")
 
 FAMILIES = ("recurrent", "hybrid", "transformer", "other")
 MIXERS = ("transformer", "mamba2", "gdn", "kda", "mamba3_siso", "mamba3_mimo", "gdn2")  # the paper's order
@@ -38,6 +44,8 @@ TASKS = {
     "qa_2": "QA-2",
 }
 
+# Aggregates of all samples that are read in percent, as shares are.
+PERCENT = frozenset({"lm_eval:f1", "lm_eval:matthews_corrcoef"})
 UNBOUNDED = PERPLEXITIES | {"bits_per_byte", "value_logprob", "value_rank"}  # no shares, whatever their values
 
 
@@ -80,10 +88,64 @@ def separated(records: Records) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def members(records: Records) -> dict[tuple[Any, ...], pd.DataFrame]:
-    """The records of each cell, by the values of `MODEL`, `run` (see `separated`), `QUESTIONS` and length."""
+    """The records of each cell, by the values of `MODEL`, `run` (see `separated`), `QUESTIONS` and length.
+
+    A group's (see `evalsuite.groups`) are those of its tasks, made ready for `evalsuite.reports.measured`.
+    """
     frame, _ = separated(records)
-    keys = [*MODEL, "run", *QUESTIONS, "length"]
-    return dict(iter(frame.groupby(keys, observed=True)))
+    found = dict(iter(frame.groupby(MEMBER, observed=True)))
+    sizes = {key: len(rows) for key, rows in found.items()}
+    of_groups = {f.key: _grouped([found[key] for key in f.keys], f.weights) for f in _formed(records, sizes)}
+    return found | of_groups
+
+
+def _grouped(parts: Sequence[pd.DataFrame], weights: Sequence[int]) -> pd.DataFrame:
+    import pandas as pd
+
+    # Tasks may give their samples the same names.
+    told = [part.assign(sample_id=part["task"].astype("str") + " " + part["sample_id"].astype("str")) for part in parts]
+    placed = [part.assign(**{PART: i, COUNTS: weights[i]}) for i, part in enumerate(told)]
+    return pd.concat(placed, ignore_index=True)
+
+
+class _Formed(NamedTuple):
+    """A cell of a group: its key, those of the cells it averages, and what each of them counts."""
+
+    key: tuple[Any, ...]
+    keys: list[tuple[Any, ...]]
+    weights: list[int]
+
+
+def _formed(records: Records, sizes: Mapping[tuple[Any, ...], int]) -> Iterator[_Formed]:
+    """The cells of groups, from the number of samples of each cell of a task, by keys as of `members`.
+
+    A group has one where each of its tasks was asked, in one way.
+    """
+    models: dict[tuple[Any, ...], dict[str, dict[str, list[tuple[Any, ...]]]]] = {}
+    for key in sizes:
+        named = dict(zip(MEMBER, key, strict=True))
+        metrics = models.setdefault(model_key(named), {}).setdefault(named["task"], {})
+        metrics.setdefault(named["metric"], []).append(key)
+    known = {name: group for run in records.runs.values() for name, group in groups.read(run).items()}
+    for model, tasks in models.items():
+        for group in (group for group in known.values() if all(task in tasks for task in group.tasks)):
+            for averaged, metric in group.numbers(tasks):
+                keys = [tasks[task][metric] for task in group.tasks if metric in tasks[task]]
+                one = [several[0] for several in keys]
+                if any(len(several) > 1 for several in keys):
+                    continue
+                counts = [max(sizes[key] for several in tasks[key[TASK]].values() for key in several) for key in one]
+                weights = counts if averaged.by_size else [1] * len(one)
+                yield _Formed(_group_key(model, group.name, metric, one), one, weights)
+
+
+def _group_key(model: tuple[Any, ...], name: str, metric: str, keys: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    parts = [dict(zip(MEMBER, key, strict=True)) for key in keys]
+    protocols = list(dict.fromkeys(part["protocol"] for part in parts))
+    told = json.dumps([[part[name] for name in QUESTIONS] for part in parts])
+    question = {"task": name, "task_version": 1, "protocol": protocols[0] if len(protocols) == 1 else "several"}
+    question |= {"data": sha256(told.encode()).hexdigest(), "metric": metric}
+    return (*model, *(question[name] for name in QUESTIONS), 0)
 
 
 def model_key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -147,32 +209,50 @@ def size_label(params: int) -> str:
 
 
 def summary(records: Records) -> pd.DataFrame:
-    """One row a cell.
+    """One row a cell, those of groups after those of their tasks.
 
     Columns: those of `CELL` and `run` (see `separated`); mean, low, high (scores as recorded, 95 % interval), method,
     n (samples), asked (samples the runs were to answer, at least n + errors), errors, prompt_min and prompt_mean
-    (tokens), shares (all scores within 0..1), runs (their ids). Scores count by their weights.
+    (tokens), shares (read in percent: all scores within 0..1), lower (whether less is better), runs (their ids),
+    problem (why there is no number, "" where there is one). Scores count by their weights.
     """
     import pandas as pd
 
     frame, errors_of = separated(records)
     frame["sample"] = frame.groupby(["seed", "sample_id"], observed=True, sort=False).ngroup()
-    keys = [*CELL, "run"]
-    asked = asked_for(records)
-    failed = errors_of.groupby(keys, observed=True).size().to_dict() if len(errors_of) else {}
-    rows = []
-    for key, group in frame.groupby(keys, observed=True):
-        named, errors = dict(zip(keys, key, strict=True)), int(failed.pop(key, 0))
+    asked, lower = asked_for(records), _lower(records)
+    failed = errors_of.groupby(MEMBER, observed=True).size().to_dict() if len(errors_of) else {}
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    found = dict(iter(frame.groupby(MEMBER, observed=True)))
+    for key, group in found.items():
+        named, errors = dict(zip(MEMBER, key, strict=True)), int(failed.pop(key, 0))
         runs = sorted(group["run_id"].unique())
-        rows.append(named | {"runs": tuple(runs)} | _measure(group, errors, _planned(named, runs, asked)))
-        rows[-1]["shares"] &= named["metric"] not in UNBOUNDED
+        rows[key] = named | {"runs": tuple(runs)} | _measure(group, errors, _planned(named, runs, asked))
+        rows[key]["lower"] = named["metric"] in PERPLEXITIES or (named["task"], named["metric"]) in lower
     # Cells in which every sample failed are cells too.
     empty: dict[str, object] = dict.fromkeys(("mean", "low", "high", "prompt_min", "prompt_mean"))
-    empty |= {"method": "", "n": 0, "shares": True, "runs": ()}
+    empty |= {"method": "", "n": 0, "shares": True, "lower": False, "runs": (), "problem": ""}
     for key, errors in failed.items():
-        rows.append(dict(zip(keys, key, strict=True)) | empty | {"asked": errors, "errors": errors})
+        rows[key] = dict(zip(MEMBER, key, strict=True)) | empty | {"asked": errors, "errors": errors}
+    for formed in _formed(records, {key: len(group) for key, group in found.items()}):
+        rows[formed.key] = _group_row(formed, [rows[key] for key in formed.keys], [found[key] for key in formed.keys])
     floats = ["mean", "low", "high", "prompt_min", "prompt_mean"]
-    return pd.DataFrame(rows).astype(dict.fromkeys(floats, "float64")) if rows else pd.DataFrame()
+    return pd.DataFrame(list(rows.values())).astype(dict.fromkeys(floats, "float64")) if rows else pd.DataFrame()
+
+
+def _group_row(formed: _Formed, rows: Sequence[Mapping[str, Any]], parts: Sequence[pd.DataFrame]) -> dict[str, Any]:
+    made = _measure(_grouped(parts, formed.weights), 0, 0)
+    sums = {name: sum(row[name] for row in rows) for name in ("asked", "errors")}
+    sums |= {"n": 0 if any(row["problem"] for row in rows) else made["n"]}
+    shared = {name: all(row[name] for row in rows) for name in ("shares", "lower")}
+    runs = sorted({run for row in rows for run in row["runs"]})
+    return dict(zip(MEMBER, formed.key, strict=True)) | made | sums | shared | {"runs": tuple(runs)}
+
+
+def _lower(records: Records) -> set[tuple[str, str]]:
+    """(task, metric) of which less is better, as the runs say."""
+    cells = (cell for run in records.runs.values() for started in run["invocations"] for cell in started["resolved"])
+    return {(str(cell["task"]), str(metric)) for cell in cells for metric in cell.get("lower") or ()}
 
 
 def asked_for(records: Records) -> dict[tuple[object, ...], int]:
@@ -194,18 +274,25 @@ def _planned(cell: dict[str, Any], run_ids: Iterable[str], asked: dict[tuple[obj
 
 
 def _measure(group: pd.DataFrame, errors: int, planned: int) -> dict[str, Any]:
-    samples = group["sample"].to_numpy()
-    distinct = len(samples) == len(set(samples.tolist()))
-    found = interval(group["score"].to_numpy(), None if distinct else samples, group["weight"].to_numpy())
+    """Of one cell's records. Where their number cannot be made here there is none, and `problem` says why."""
+    nothing = float("nan")
+    n = len(group) if PART in group else group["sample"].nunique()
+    try:
+        found, problem = measure(group), ""
+    except DataError as error:
+        found, problem = Interval(nothing, nothing, nothing, 0, "bootstrap"), str(error)
+    percent = group["aggregation"].isin(PERCENT)
+    shares = bool((group["score"].between(0, 1) | percent).all()) and group["metric"].iloc[0] not in UNBOUNDED
     return {
         "mean": found.mean,
         "low": found.low,
         "high": found.high,
         "method": found.method,
         "n": found.n,
-        "asked": max(planned, found.n + errors),
+        "asked": max(planned, n + errors),
         "errors": errors,
         "prompt_min": float(group["prompt_tokens"].min()),
         "prompt_mean": float(group["prompt_tokens"].mean()),
-        "shares": bool(group["score"].between(0, 1).all()),
+        "shares": shares,
+        "problem": problem,
     }

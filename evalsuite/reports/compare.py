@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from evalsuite.reports.cells import MODEL, QUESTIONS, length_label, task_label
+from evalsuite.reports.cells import MODEL, PERCENT, QUESTIONS, length_label, members, task_label
 from evalsuite.reports.frame import Records
 from evalsuite.reports.grid import Figure, Grid, Head, Line, Note
-from evalsuite.stats import Difference, holm, paired
+from evalsuite.reports.measured import PART, Pair, pair
+from evalsuite.stats import Difference, holm
 from gdn2.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Group = dict[str, "tuple[float, pd.DataFrame]"]  # by name a figure, more being better, and the records behind it
 ALPHA = 0.05
+CELLS = [*QUESTIONS, "length"]
 SAMPLE = ["seed", "sample_id", "target"]  # what makes two samples of one cell the same
 Z = 1.959964 + 0.841621  # two-sided 5 %, 80 % power
 
@@ -43,15 +45,20 @@ class Comparison:
     adjusted: float = 1.0  # Holm's p over the family
 
 
-def paired_records(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, Difference] | None:
-    """The pairs of two cells' records and the difference a - b; None where they share no sample."""
-    both = a.merge(b, on=SAMPLE, suffixes=("_a", "_b"))
+def paired_records(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, Pair] | None:
+    """The pairs of two cells' records and how they compare.
+
+    None where they share no sample, or their numbers cannot be made here.
+    """
+    both = a.merge(b, on=[*SAMPLE, *([PART] if PART in a else [])], suffixes=("_a", "_b"))
     if not len(both):
         return None
     if both.duplicated(["seed", "sample_id"]).any():
         raise DataError("a model answered one sample several times under different settings: compare single runs")
-    scores = (both["score_a"].to_numpy(), both["score_b"].to_numpy())
-    return both, paired(*scores, weights=both["weight_a"].to_numpy())
+    try:
+        return both, pair(both)
+    except DataError:
+        return None
 
 
 def below_best(groups: Sequence[Group]) -> set[tuple[int, str]]:
@@ -62,7 +69,7 @@ def below_best(groups: Sequence[Group]) -> set[tuple[int, str]]:
         best = max(group, key=lambda name: (group[name][0], name), default="")
         for name, (_, rows) in group.items():
             if name != best and (found := paired_records(group[best][1], rows)):
-                tests[i, name] = found[1].p
+                tests[i, name] = found[1].difference.p
     adjusted = holm(list(tests.values()))
     return {key for key, p in zip(tests, adjusted, strict=True) if p < ALPHA}
 
@@ -72,30 +79,30 @@ def worse_note(group: str) -> Note:
     return Note(f"* worse than the best measured of its {group}: p < {ALPHA}, paired tests, Holm over the table.")
 
 
-def comparisons(first: pd.DataFrame, second: pd.DataFrame) -> Iterator[Comparison]:
-    """Every cell that both models answered, in order of task and length."""
-    cells = [*QUESTIONS, "length"]
-    theirs = dict(iter(second.groupby(cells, observed=True)))
-    for key, rows in first.groupby(cells, observed=True):
+def comparisons(first: Records, second: Records) -> Iterator[Comparison]:
+    """Every cell that both models answered, in order of task and length, then those of groups."""
+    theirs = _cells(second)
+    for key, rows in _cells(first).items():
         other = theirs.get(key)
         found = None if other is None else paired_records(other, rows)
         if other is None or found is None:
             continue
-        both, difference = found
-        deltas = both["score_a"] - both["score_b"]
-        spread = float(deltas.std(ddof=1)) if len(both) > 1 else 0.0
-        named = dict(zip(cells, key, strict=True))
+        both, made = found
+        named = dict(zip(CELLS, key, strict=True))
+        scores = both[["score_a", "score_b"]].stack()
         yield Comparison(
             named["task"], named["protocol"], named["metric"], int(named["length"]),
-            _mean(both, "score_b"), _mean(both, "score_a"), difference,
-            Z * spread / math.sqrt(len(both)) if spread else float("nan"),
+            made.second, made.first, made.difference, Z * made.error if made.error else float("nan"),
             len(rows) + len(other) - 2 * len(both),
-            bool(both[["score_a", "score_b"]].stack().between(0, 1).all()),
+            bool(scores.between(0, 1).all() or both["aggregation_a"].isin(PERCENT).all()),
         )  # fmt: skip
 
 
-def _mean(both: pd.DataFrame, column: str) -> float:
-    return float(both[column] @ both["weight_a"] / both["weight_a"].sum())
+def _cells(records: Records) -> dict[tuple[Any, ...], pd.DataFrame]:
+    """The records of one model by `CELLS`."""
+    found = dict(iter(records.frame.groupby(CELLS, observed=True)))
+    of_groups = {key: rows for key, rows in members(records).items() if PART in rows}
+    return found | {key[len(MODEL) + 1 :]: rows for key, rows in of_groups.items()}
 
 
 HEADS = (
@@ -119,9 +126,9 @@ def build(runs: Sequence[Records]) -> Grid:
         raise UserError("compare takes at least two runs: the first is what the others are compared with")
     base, *others = [_named(records) for records in runs]
     found: list[tuple[str, tuple[str, ...], Comparison]] = []
-    for name, frame in others:
-        ids = tuple(sorted({*base[1]["run_id"].unique(), *frame["run_id"].unique()}))
-        found += [(f"{name} against {base[0]}", ids, c) for c in comparisons(base[1], frame)]
+    for name, records in others:
+        ids = tuple(sorted({*base[1].frame["run_id"].unique(), *records.frame["run_id"].unique()}))
+        found += [(f"{name} against {base[0]}", ids, c) for c in comparisons(base[1], records)]
     if not found:
         raise DataError("these runs share no samples: ask the same tasks, lengths, profile, seed and data")
     adjusted = holm([c.difference.p for _, _, c in found])
@@ -132,8 +139,8 @@ def build(runs: Sequence[Records]) -> Grid:
 def _notes(tests: int) -> list[Note]:
     return [
         Note(
-            "Second minus first on the samples both answered, 95 % interval (Newcombe; for fractions the paired "
-            "bootstrap); shares in percent."
+            "Second minus first on the samples both answered, 95 % interval (Newcombe; for fractions and numbers of "
+            "all samples together the paired bootstrap); shares in percent."
         ),
         Note(
             f"* p < {ALPHA} after Holm's correction over the {tests} tests shown: exact McNemar for right and wrong, "
@@ -144,13 +151,13 @@ def _notes(tests: int) -> list[Note]:
     ]
 
 
-def _named(records: Records) -> tuple[str, pd.DataFrame]:
+def _named(records: Records) -> tuple[str, Records]:
     models = records.frame[MODEL].drop_duplicates()
     if len(models) != 1:
         names = ", ".join(sorted(set(models["model"]))[:5])
         raise UserError(f"compare takes runs of one model each, not of {names or 'none'}")
     name, checkpoint = models.iloc[0][["model", "checkpoint"]]
-    return f"{name} @{checkpoint[:8]}", records.frame
+    return f"{name} @{checkpoint[:8]}", records
 
 
 def _line(section: str, ids: tuple[str, ...], c: Comparison) -> Line:

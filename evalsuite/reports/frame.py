@@ -1,7 +1,8 @@
 """Records to a tidy table: one row for one metric of one sample, with declared columns.
 
 Repeated texts are categories and long ones are left out unless asked for, so a million records fit in a few hundred
-megabytes. Records with an error are kept apart: they have no score, but a table says that they are missing.
+megabytes. Records with an error are kept apart: they have no score, but a table says that they are missing. Those of a
+metric made from all samples together have no score either, but an `item`.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ COLUMNS: dict[str, Kind] = {
     "error": "category",
     "latency_s": "float",
     "created_at": "time",
+    "aggregation": "category",  # "" for a score of its own
+    "item": "category",
 }
 TEXTS: dict[str, Kind] = {"target": "text", "output": "text"}
 
@@ -206,7 +209,7 @@ def _read(path: Path, builder: _Builder, warnings: list[str]) -> None:
 
 
 def _parse(lines: Sequence[bytes]) -> list[dict[str, Any]]:
-    """Whole lines of this version, whose checksums vouch for what `schema.check` saw when they were written.
+    """Whole lines of these versions, whose checksums vouch for what `schema.check` saw when they were written.
 
     Raises ValueError, or whatever a damaged line leads to, where one is anything else.
     """
@@ -214,8 +217,13 @@ def _parse(lines: Sequence[bytes]) -> list[dict[str, Any]]:
         raise ValueError("a checksum does not fit its line")
     # One document, so that the rows share their column names.
     rows: list[dict[str, Any]] = json.loads(b"[" + b",".join(lines) + b"]")
-    if len(rows) != len(lines) or any(row["schema_version"] != schema.SCHEMA_VERSION for row in rows):
-        raise ValueError("a line is not one record of this version")
+    if len(rows) != len(lines):
+        raise ValueError("a line is not one record")
+    for row in rows:
+        if row["schema_version"] == schema.PLAIN:
+            row["aggregation"] = row["item"] = None
+        elif row["schema_version"] != schema.SCHEMA_VERSION:
+            raise ValueError("a line is not one record of this version")
     return rows
 
 
@@ -236,7 +244,7 @@ def _finish(builder: _Builder, runs: Mapping[str, Mapping[str, Any]], warnings: 
     frame = builder.frame()
     newest = frame.groupby(["run_id", "task"], observed=True)["task_version"].transform("max")
     frame = frame[frame["task_version"] == newest]
-    failed = frame["score"].isna()
+    failed = frame["score"].isna() & (frame["item"] == "")
     scores = frame[~failed].drop_duplicates(["key", "metric"], ignore_index=True)
     errors = frame[failed].drop_duplicates(["key", "metric"], keep="last")
     if len(errors):

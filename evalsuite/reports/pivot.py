@@ -58,7 +58,7 @@ def build(records: Records, down: Sequence[str], across: Sequence[str]) -> Grid:
         assert worse is not None
         columns[column][int(line)] = replace(worse, mark="*")
     lines = [_line(left, i, columns, placed_at, down) for i, left in enumerate(lefts)]
-    notes = [Note("Shares in percent, 95 % interval (Wilson; for fractions and perplexities bootstrap over samples).")]
+    notes = [Note("Shares in percent, 95 % interval (Wilson; for all else bootstrap over samples).")]
     if compared and len(lefts) > 1:
         notes.append(Note(f"Best of a column {PLACED}."))
     if any(entry["n"] < entry["asked"] for entry in entries):
@@ -103,11 +103,13 @@ def _text(name: str, value: object) -> str:
 
 def _head(across: Sequence[str], top: tuple[Any, ...], places: Mapping[Any, dict[str, Any]]) -> Head:
     texts = [_text(name, value) for name, value in zip(across, top, strict=True)]
-    metrics = {entry["metric"] for (_, at), entry in places.items() if at == top}
-    lower = bool(metrics & cells.PERPLEXITIES)
+    entries = [entry for (_, at), entry in places.items() if at == top]
+    lower = any(entry["lower"] for entry in entries)
+    # An aggregate such as a weighted F1 lies between 0 and 1, but which do is not known.
+    small = not any(entry["shares"] or abs(entry["mean"]) > 1 for entry in entries)
     group, name = (" ".join(texts[:-1]), texts[-1]) if texts else ("", "score")
     key = "/".join(map(str, top)) or "score"
-    return Head(group, name, key, 2 if lower else 1, lower=lower)
+    return Head(group, name, key, 4 if small else 2 if lower else 1, lower=lower)
 
 
 def figure(entry: Mapping[str, Any]) -> Figure:

@@ -11,7 +11,7 @@ from evalsuite.reports.frame import COLUMNS, Records
 from gdn2.errors import DataError, UserError
 
 DIGESTS = ("checkpoint", "data", "key", "run_id", "sample_id")  # their beginning is enough
-NAMES = [name for name, kind in COLUMNS.items() if kind in ("category", "int", "text")]
+NAMES = [name for name, kind in COLUMNS.items() if kind in ("category", "int", "text") and name != "item"]
 
 
 def select(records: Records, filters: Sequence[str]) -> Records:

@@ -179,7 +179,7 @@ def _mark(records: Records, entries: list[dict[str, Any]], variants: dict[str, t
     for i, entry in enumerate(entries):
         if entry["n"]:
             found = groups.setdefault((entry["family"], _column(entry, variants)), {})
-            found[str(i)] = (entry["mean"], members[member_key(entry)])
+            found[str(i)] = (-entry["mean"] if entry["lower"] else entry["mean"], members[member_key(entry)])
     for _, name in below_best(list(groups.values())):
         entries[int(name)]["mark"] = "*"
 

@@ -34,12 +34,9 @@ def fetch(text: str, home: Path, tokenizer: str | None, say: Say) -> None:
         UserError: an unknown name.
         DataError: something cannot be had; what was brought before it is kept.
     """
-    from tasks.from_lm_eval import PREFIX
     from tasks.from_lm_eval import fetch as fetch_task
 
-    parts = [part.strip() for part in text.split(",")]
-    foreign = [part for part in parts if part.startswith(PREFIX)]
-    rest = [part for part in parts if part not in foreign]
+    rest, foreign = _parted(text)
     datasets, extras = _wanted(",".join(rest)) if rest else ([], [])
     steps: list[Callable[[], str]] = [partial(_bring, dataset, home) for dataset in datasets]
     steps += [partial(_bring_extra, extra, home) for extra in extras]
@@ -50,6 +47,22 @@ def fetch(text: str, home: Path, tokenizer: str | None, say: Say) -> None:
     for number, step in enumerate(steps, start=1):
         say(f"[{number}/{total}] {step()}")
     say(f"{home} holds what {text} reads" if total else f"{text} reads no files")
+
+
+def _parted(text: str) -> tuple[list[str], list[str]]:
+    """The names in `text` that are not lm-eval's, and all tasks of lm-eval that it asks for."""
+    from tasks.from_lm_eval import members
+
+    rest: list[str] = []
+    foreign: dict[str, None] = {}
+    for part in (part.strip() for part in text.split(",")):
+        if part.startswith(tasks.FOREIGN):
+            foreign |= dict.fromkeys(members(part))
+            continue
+        rest.append(part)
+        if part.endswith(suitefile.SUFFIX):
+            foreign |= dict.fromkeys(t.name for t in tasks.resolve(part) if t.name.startswith(tasks.FOREIGN))
+    return rest, list(foreign)
 
 
 def import_copy(name: str, file: Path, home: Path) -> str:

@@ -31,7 +31,7 @@ def other(rows, chance=0.4, name="other", **changes):
 
 
 def found(a, b):
-    return list(compare.comparisons(records(a).frame, records(b).frame))
+    return list(compare.comparisons(records(a), records(b)))
 
 
 def test_cells_are_compared_on_their_pairs(base):
@@ -189,5 +189,5 @@ def test_weights_count_in_the_means():
             for i, (score, weight) in enumerate(zip(scores, (3.0, 1.0), strict=True))
         ]
         sides.append(cells_records(*rows))
-    (found,) = compare.comparisons(sides[0].frame, sides[1].frame)
+    (found,) = compare.comparisons(sides[0], sides[1])
     assert (found.first, found.second, found.difference.mean) == (0.75, 0.25, -0.5)

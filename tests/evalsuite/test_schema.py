@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalsuite.schema import SCHEMA_VERSION, NewerSchemaError, Record, check, from_line, table, to_line
+from evalsuite.schema import ADDED, PLAIN, SCHEMA_VERSION, NewerSchemaError, Record, check, from_line, table, to_line
 from gdn2.errors import DataError
 
 RECORD = Record(
-    schema_version=SCHEMA_VERSION,
+    schema_version=PLAIN,
     run_id="m-0123456789ab",
     key="0" * 32,
     model="m",
@@ -44,6 +44,7 @@ RECORD = Record(
     weight=1.0,
     metric_count=1,
 )
+KEPT = dataclasses.replace(RECORD, schema_version=2, score=None, aggregation="lm_eval:f1", item='{"$tuple":[1,0]}')
 
 
 def signed(body: str) -> str:
@@ -67,8 +68,25 @@ def test_any_record_survives_and_its_line_is_one_line_of_ascii(target, output, s
         assert from_line(line) == record
 
 
+@given(item=anything.filter(bool))
+def test_an_item_survives(item):
+    record = dataclasses.replace(KEPT, item=item)
+    assert from_line(to_line(record)) == record
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"schema_version": 1}, {"aggregation": None}, {"item": None, "score": 1.0}, {"item": None, "error": "x"}],
+)
+def test_an_item_goes_with_its_aggregation_and_version(changes):
+    with pytest.raises(DataError, match="a record has an aggregation and an item in version 2"):
+        to_line(dataclasses.replace(KEPT, **changes))
+
+
 def test_columns_of_the_line_are_in_the_order_of_the_schema():
-    assert [*json.loads(to_line(RECORD))] == [name for name, _, _ in table()]
+    names = [name for name, _, _ in table()]
+    assert [*json.loads(to_line(KEPT))] == names
+    assert [*json.loads(to_line(RECORD))] == [name for name in names if name not in ADDED]
 
 
 @given(position=st.integers(0, len(to_line(RECORD)) - 2), bit=st.integers(0, 6))
@@ -93,8 +111,8 @@ def test_a_torn_line_is_refused(cut):
     [
         ({"score": float("nan")}, "score is nan"),
         ({"score": float("inf")}, "score is inf"),
-        ({"score": None}, "exactly one of the columns score and error"),
-        ({"error": "broken"}, "exactly one of the columns score and error"),
+        ({"score": None}, "exactly one of the columns score, error and item"),
+        ({"error": "broken"}, "exactly one of the columns score, error and item"),
         ({"score": 1}, "score is int"),
         ({"seed": True}, "seed is bool"),
         ({"seed": -1}, "seed is -1"),
@@ -172,7 +190,7 @@ def test_messages_say_what_to_do():
     for line, message in (
         (
             altered(schema_version=SCHEMA_VERSION + 1),
-            f"^schema version 2 is newer than {SCHEMA_VERSION}: update gdn2-eval",
+            f"^schema version {SCHEMA_VERSION + 1} is newer than {SCHEMA_VERSION}: update gdn2-eval",
         ),
         (json.dumps(dataclasses.asdict(RECORD)), "^the checksum is missing$"),
         (altered(schema_version="1"), "^schema version '1' is unknown$"),

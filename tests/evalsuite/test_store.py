@@ -108,10 +108,10 @@ def test_marks_of_other_systems_do_no_harm(tmp_path):
 
 
 def test_a_newer_schema_is_refused_and_nothing_is_touched(tmp_path):
-    newer = to_line(RECORD).replace('"schema_version": 1', '"schema_version": 2').split(', "crc"')[0] + "}\n"
+    newer = to_line(RECORD).replace('"schema_version": 1', '"schema_version": 3').split(', "crc"')[0] + "}\n"
     path = tmp_path / "records.jsonl"
     path.write_text(newer + "torn")
-    with pytest.raises(NewerSchemaError, match=r"records.jsonl:1: schema version 2 is newer"), opened(tmp_path):
+    with pytest.raises(NewerSchemaError, match=r"records.jsonl:1: schema version 3 is newer"), opened(tmp_path):
         pass
     assert path.read_text() == newer + "torn"
     with pytest.raises(NewerSchemaError):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalsuite.lm_eval_bridge import generating, loading, task
+from evalsuite.lm_eval_bridge import generating, index, loading, measures, task
 from evalsuite.lm_eval_bridge.encoding import DOCUMENT_FIELDS, documents, pairs, prompt
 from evalsuite.types import Generate, LogLikelihood, Prompt, Response, Rolling, Sampling, Setting, expanded
 from gdn2.errors import UserError
@@ -144,14 +144,15 @@ def test_a_weighted_mean_of_scores_is_lm_evals_aggregate() -> None:
     """Perplexity is exp(-mean), by words exp(-sum / words), bits sum / units / ln 2: here as score and weight."""
     rows = [(-12.0, 4), (-3.0, 1), (-10.0, 5)]
 
-    def mean(measure: task.Measure) -> float:
-        made = [measure(row) for row in rows]
+    def mean(part: measures.Part) -> float:
+        made = [part(row) for row in rows]
         return sum(score * weight for score, weight in made) / sum(weight for _, weight in made)
 
-    assert mean(task._nats_a_unit) == pytest.approx(25 / 10)
-    assert mean(task._bits_a_unit) == pytest.approx(25 / 10 / math.log(2))
-    assert task._nats(-1.5) == (1.5, 1.0) and task._mean(True) == (1.0, 1.0) and task._mean("0.5") == (0.5, 1.0)
-    assert task._nats_a_unit((-3.0, 0)) == (3.0, 0.0)  # a document without units weighs nothing
+    assert mean(measures._nats_a_unit) == pytest.approx(25 / 10)
+    assert mean(measures._bits_a_unit) == pytest.approx(25 / 10 / math.log(2))
+    assert measures._nats(-1.5) == (1.5, 1.0)
+    assert measures._mean(True) == (1.0, 1.0) and measures._mean("0.5") == (0.5, 1.0)
+    assert measures._nats_a_unit((-3.0, 0)) == (3.0, 0.0)  # a document without units weighs nothing
 
 
 @given(st.lists(st.tuples(st.text(max_size=6), st.text(max_size=6)), max_size=4))
@@ -191,7 +192,7 @@ def test_the_same_data_have_the_same_name() -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "a/b", "x" * 121, "a\nb", "é" * 121, "a;b"])
 def test_names_that_are_none_are_refused_without_a_scan(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_files", lambda: pytest.fail("the files were read"))
+    monkeypatch.setattr(index, "_files", lambda: pytest.fail("the files were read"))
     with pytest.raises(UserError, match="is not the name of a task$") as caught:
-        loading.find(name)
+        index.find(name)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 120

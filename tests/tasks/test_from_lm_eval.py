@@ -11,6 +11,7 @@ import pytest
 
 import cli
 import tasks
+from evalsuite import items
 from evalsuite.backends.scripted import ByteTokenizer, ScriptedBackend
 from evalsuite.lm_eval_bridge import loading
 from evalsuite.lm_eval_bridge.task import LmEvalTask
@@ -139,7 +140,7 @@ def test_a_changed_file_is_refused(home: Path, hub: list[str], monkeypatch: pyte
     file.write_bytes(b"other")
     from tasks import from_lm_eval
 
-    from_lm_eval._opened_task.cache_clear()
+    from_lm_eval._OPENED.clear()
     with pytest.raises(DataError, match=r"validation\.parquet is missing or changed"):
         samples(tasks.get("lm_eval:piqa"))
 
@@ -147,10 +148,13 @@ def test_a_changed_file_is_refused(home: Path, hub: list[str], monkeypatch: pyte
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mmlu", "mmlu is a group of tasks in lm-eval: name one of them"),
-        ("nothing_such", "lm-eval has no task 'nothing_such'"),
-        ("../../etc", "is not the name of a task"),
+        ("nothing_such", "lm-eval has no task, group or tag 'nothing_such'"),
+        ("!../../etc", "is not the name of a task"),
         ("niah_single_1", "makes its own data when it is loaded"),
+        ("humaneval", "runs the code that a model writes, which is not done here"),
+        ("mmmu_val_math", "asks about images or sounds"),
+        ("mmlu/piqa", r"lm_eval:mmlu/piqa is no task of that group; there are lm_eval:mmlu_abstract_algebra, "),
+        ("flan_held_in", "defines tasks of its own"),
     ],
 )
 def test_names_that_are_no_task(name: str, message: str) -> None:
@@ -162,14 +166,13 @@ def glue(rows: dict) -> Callable:
     return lambda path, name, options: {"validation": datasets.Dataset.from_list([rows] * 2)}
 
 
-def test_metrics_of_all_samples_together_are_left_out_aloud() -> None:
-    row = {"sentence1": "a", "sentence2": "b", "label": 1}
-    task = LmEvalTask("mrpc", glue(row), str)
-    assert task.remarks == ("lm_eval:mrpc: f1 is made from all samples together and is left out",)
+def test_a_metric_of_all_samples_together_keeps_what_it_needs_of_one() -> None:
+    task = LmEvalTask("mrpc", glue({"sentence1": "a", "sentence2": "b", "label": 1}), str)
     (first, _) = samples(task)
-    assert [s.metric for s in task.score(first, [Response(logprob=-1.0, greedy=True)] * 2)] == ["acc"]
-    with pytest.raises(UserError, match="lm_eval:cola has no metric that is a mean over samples, only mcc"):
-        samples(LmEvalTask("cola", glue({"sentence": "a", "label": 1}), str))
+    right, f1 = task.score(first, [Response(logprob=-1.0, greedy=True)] * 2)
+    assert (right.metric, right.value, right.item) == ("acc", 0.0, None)
+    assert (f1.metric, f1.value, f1.error, f1.aggregation) == ("f1", None, None, "lm_eval:f1")
+    assert items.loads(f1.item) == (1, 0)
     with pytest.raises(DataError, match="lm-eval cannot load its task mrpc"):
         samples(LmEvalTask("mrpc", lambda *args: {"validation": datasets.Dataset.from_list([])}, str))
 

@@ -126,8 +126,8 @@ class Cells:
                 asked[str(run_id)] = asked.get(str(run_id), 0) + count
         rows = self.rows
         samples = rows.drop_duplicates("key")
-        answered = samples[samples["score"].notna()].groupby("run_id", observed=True).size()
-        failed = samples[samples["score"].isna()].groupby("run_id", observed=True).size()
+        answered = samples[samples["error"] == ""].groupby("run_id", observed=True).size()
+        failed = samples[samples["error"] != ""].groupby("run_id", observed=True).size()
         first = rows.drop_duplicates("run_id").set_index("run_id")
         last = rows.groupby("run_id", observed=True)["created_at"].max()
         found = []

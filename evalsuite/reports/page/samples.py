@@ -67,10 +67,10 @@ def texts(paths: Iterable[Path], rows: pd.DataFrame) -> dict[tuple[str, str], Te
         for file in [run] if run.is_file() else store.record_files(run):
             for record in _records(file, keys):
                 name = (record.key, record.metric)
-                # As in the frame: the first that has a score, else the last.
+                # As in the frame: the first without an error, else the last.
                 if name in wanted and name not in scored:
                     found[name] = Text(record.target[:longest], record.output[:longest], len(record.output))
-                    if record.score is not None:
+                    if record.error is None:
                         scored.add(name)
     return found
 
