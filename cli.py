@@ -94,7 +94,7 @@ def find_tasks(names: str) -> Sequence[Task]:
 @app.command()
 def run(
     model: Annotated[str, typer.Option(help="Models (see `list models`) or checkpoints, comma-separated; or: zoo.")],
-    tasks: Annotated[str, typer.Option(help="Tasks or suites, separated by commas; see `list tasks`.")],
+    tasks: Annotated[str, typer.Option(help="Tasks or suites, comma-separated (see `list tasks`); or lm_eval:NAME.")],
     lengths: Annotated[
         str, typer.Option(help="Context lengths, for tasks that have them: 1k,2k,4096,1m.")
     ] = "1k,2k,4k",

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import math
+import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +19,9 @@ from typing import Any
 
 from evalsuite.lm_eval_bridge import index, loading
 from evalsuite.lm_eval_bridge.index import PREFIX
+from evalsuite.lm_eval_bridge.standins import stand_ins
 from evalsuite.stats import Sums
+from evalsuite.stats.intervals import SEED
 from gdn2.errors import DataError, UserError
 
 
@@ -42,10 +46,10 @@ class Aggregate:
         """The number, lm-eval's own to the last digit for items in its order. Raises DataError where there is none."""
         try:
             # What sklearn and others warn of, such as a class without members, is in the number.
-            with warnings.catch_warnings(), loading.quiet(), loading.without_foreign_code():
+            with warnings.catch_warnings(), loading.quiet(), stand_ins(), _repeatable():
                 warnings.simplefilter("ignore")
                 found = float(self.function(list(items)))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reason = " ".join(str(error).split())[:160] or "no reason given"
             raise DataError(f"lm-eval's {self.name[len(PREFIX) :]} cannot be made: {reason}") from error
         if not math.isfinite(found):
@@ -59,6 +63,21 @@ class Aggregate:
             return None if make is None else make(items)
         except (TypeError, ValueError, AttributeError, AssertionError, IndexError):
             return None
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """While it lasts, a function that draws random numbers draws the same ones every time."""
+    import numpy as np
+
+    states = random.getstate(), np.random.get_state()
+    random.seed(SEED)
+    np.random.seed(SEED)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 @lru_cache(maxsize=1024)
@@ -87,7 +106,7 @@ def aggregate(name: str) -> Aggregate:
 def _own(task: str, metric: str) -> Any:
     """The aggregation function that the configuration of `task` names for `metric`."""
     config = loading.configuration(task)
-    with loading.quiet(), loading.without_foreign_code():
+    with loading.quiet(), stand_ins():
         if "class" in config:
             kind = _imported(str(config["class"]))
             # Its constructor reads data, which a table has no need of.

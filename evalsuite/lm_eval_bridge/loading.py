@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any
 
 from evalsuite.lm_eval_bridge.index import find
+from evalsuite.lm_eval_bridge.standins import stand_ins
 from gdn2.errors import DataError, UserError
 
 # Answers in the place of `datasets.load_dataset`: path, configuration and options to the splits by name.
@@ -34,8 +34,8 @@ def configuration(name: str, changes: Mapping[str, Any] = MappingProxyType({})) 
 
 def refusal(config: Mapping[str, Any]) -> str:
     """Why a task of this configuration cannot run here, "" where it can."""
-    if config.get("custom_dataset"):
-        return "makes its own data when it is loaded, which is not supported"
+    if "/ruler/" in str(config.get("custom_dataset")):
+        return "makes its data when it is loaded; RULER's tasks are here under their own names, such as niah_single_1"
     if config.get("unsafe_code"):
         return "runs the code that a model writes, which is not done here: lm-eval does, with --confirm_run_unsafe_code"
     if config.get("doc_to_image") or config.get("doc_to_audio"):
@@ -72,16 +72,21 @@ def load(name: str, source: Source, changes: Mapping[str, Any] = MappingProxyTyp
         DataError: what `source` raises, or the data do not fit the task.
     """
     unused = _without_examples(configuration(name, changes))
-    with quiet(), data_from(source), without_foreign_code():
+    with quiet(), data_from(source), stand_ins():
         try:
             asked = {"task": name, **changes, **unused}
             found = manager(find(name).parent).load({"group": "gdn2", "task": [asked]})
         except UserError:
             raise
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, AssertionError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise DataError(f"lm-eval cannot load its task {name}: {type(error).__name__}: {reason}") from error
+        except (ImportError, SystemExit) as error:
+            raise UserError(f"lm_eval:{name} needs what is not installed here: {_reason(error)}") from error
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
+            raise DataError(f"lm-eval cannot load its task {name}: {type(error).__name__}: {_reason(error)}") from error
         return found["tasks"][name]
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def question(path: str, name: str | None, options: Mapping[str, Any]) -> str:
@@ -107,31 +112,6 @@ def data_from(source: Source) -> Iterator[None]:
         yield
     finally:
         datasets.load_dataset = original
-
-
-@contextmanager
-def without_foreign_code() -> Iterator[None]:
-    """While it lasts, whoever imports `evaluate` gets a stand-in: that library runs code it loads from the hub.
-
-    lm-eval imports it (which takes seconds) for metrics that it then does not call, and does without where it fails.
-    """
-    stand_in = ModuleType("evaluate")
-    vars(stand_in)["load"] = _refused
-    before, registry = sys.modules.get("evaluate"), logging.getLogger("lm_eval.api.registry")
-    level = registry.level
-    registry.setLevel(logging.CRITICAL)  # it calls every such metric an error
-    sys.modules["evaluate"] = stand_in
-    try:
-        yield
-    finally:
-        registry.setLevel(level)
-        del sys.modules["evaluate"]
-        if before is not None:
-            sys.modules["evaluate"] = before
-
-
-def _refused(name: str, *args: object, **options: object) -> Any:
-    raise UserError(f"metric {str(name)[:60]!r} is code of the hub's evaluate library, which is not run here")
 
 
 @lru_cache(maxsize=4096)

@@ -13,6 +13,7 @@ from evalsuite.lm_eval_bridge.encoding import DOCUMENT_FIELDS, PROTOCOL, documen
 from evalsuite.lm_eval_bridge.generating import chosen, generations, sampling_fields
 from evalsuite.lm_eval_bridge.index import Member
 from evalsuite.lm_eval_bridge.measures import Measures
+from evalsuite.lm_eval_bridge.standins import stand_ins
 from evalsuite.types import Field, Request, Response, Sample, Score, Setting, Tokenizer, expanded
 from gdn2.errors import UserError
 
@@ -115,7 +116,7 @@ class LmEvalTask:
             instance.filtered_resps = {}
         output = _output(responses, len(responses) > len(instances))
         out = []
-        with loading.quiet(), loading.without_foreign_code():
+        with loading.quiet(), stand_ins():
             target = str(task.doc_to_target(doc))
             for ensemble in self._ensembles:
                 ensemble.apply(list(instances))

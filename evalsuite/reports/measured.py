@@ -20,7 +20,7 @@ from evalsuite import items
 from evalsuite.groups import average
 from evalsuite.lm_eval_bridge.corpus import aggregate
 from evalsuite.scorers import PERPLEXITIES, nats, overall
-from evalsuite.stats import Difference, Interval, Sums, bootstrap_means, draws, ends, interval, paired
+from evalsuite.stats import Difference, Interval, Sums, bootstrap_means, chance, draws, ends, interval, paired
 from evalsuite.stats.intervals import SEED
 from gdn2.errors import DataError
 
@@ -52,8 +52,9 @@ def measure(rows: pd.DataFrame) -> Interval:
         parts = _parts(rows)
         weights = _weights(parts)
         values = [overall(_metric(part), measure(part).mean) for part in parts]
-        low, high = ends(_averaged([_drawn(part, SEED + i) for i, part in enumerate(parts)], weights))
-        mean, low, high = (nats(_metric(rows), number) for number in (average(values, weights), low, high))
+        value = average(values, weights)
+        low, high = ends(_averaged([_drawn(part, SEED + i) for i, part in enumerate(parts)], weights), value)
+        mean, low, high = (nats(_metric(rows), number) for number in (value, low, high))
         return Interval(mean, low, high, len(rows), "bootstrap")
     if (name := _aggregation(rows)) is not None:
         return corpus(name, tuple(_ordered(rows)["item"].astype("str")))
@@ -66,7 +67,7 @@ def measure(rows: pd.DataFrame) -> Interval:
 def corpus(aggregation: str, texts: tuple[str, ...]) -> Interval:
     """What `aggregation` makes of items, as records hold them, in the order of samples. Raises DataError."""
     value = aggregate(aggregation).value(_items(texts))
-    low, high = ends(_corpus_draws(aggregation, texts)) if len(texts) > 1 else (float("nan"), float("nan"))
+    low, high = ends(_corpus_draws(aggregation, texts), value) if len(texts) > 1 else (float("nan"), float("nan"))
     return Interval(value, low, high, len(texts), "bootstrap")
 
 
@@ -101,10 +102,8 @@ def pair(both: pd.DataFrame) -> Pair:
         values = [overall(_metric(first), value) for value in values]
     else:
         moved = _moved(first, second, SEED)
-    low, high = ends(moved)
-    below, above = int((moved <= 0).sum()), int((moved >= 0).sum())
-    p = min(1.0, 2 * (min(below, above) + 1) / (len(moved) + 1)) if len(both) > 1 else 1.0
-    difference = Difference(values[0] - values[1], low, high, p, len(both), "bootstrap")
+    value = values[0] - values[1]
+    difference = Difference(value, *ends(moved, value), chance(moved, value), len(both), "bootstrap")
     return Pair(values[0], values[1], difference, float(np.std(moved, ddof=1)))
 
 

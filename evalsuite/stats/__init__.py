@@ -1,7 +1,7 @@
 """Intervals, paired tests and effective lengths of scores: pure functions of arrays."""
 
 from evalsuite.stats.capacity import Capacity, capacity
-from evalsuite.stats.corpus import Statistic, Sums, draws, ends
+from evalsuite.stats.corpus import Statistic, Sums, chance, draws, ends
 from evalsuite.stats.intervals import Interval, bootstrap, bootstrap_means, interval, wilson
 from evalsuite.stats.length import Definition, EffectiveLength, effective_length, effective_length_of_average
 from evalsuite.stats.paired import (
@@ -28,6 +28,7 @@ __all__ = [
     "bootstrap",
     "bootstrap_means",
     "capacity",
+    "chance",
     "detectable",
     "discordant",
     "draws",

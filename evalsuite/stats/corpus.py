@@ -6,6 +6,7 @@ of sums over samples (BLEU of counts of n-grams), only the sums are drawn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,7 +17,10 @@ from numpy.typing import NDArray
 from evalsuite.stats.intervals import BATCH_CELLS, RESAMPLES, SEED
 from gdn2.errors import DataError
 
-FEWER = 200  # draws of a number that has to be made of whole samples every time; lm-eval takes 100 of such
+# Draws of a number that has to be made of whole samples every time: as many as hold this many characters in all.
+WORK = 10_000_000
+FEWEST, MOST = 20, 200
+Z = 1.959964  # two-sided 5 %
 
 Floats = NDArray[np.float64]
 
@@ -49,7 +53,8 @@ def draws(statistic: Statistic, items: Sequence[Any], seed: int = SEED) -> Float
     if form is not None and not np.isclose(form.finish(form.counts.sum(0)), statistic.value(items), rtol=1e-9, atol=0):
         form = None
     found = []
-    for times in _drawn(n, seed, FEWER if form is None else RESAMPLES):
+    fewer = min(MOST, max(FEWEST, WORK // sum(len(repr(item)) for item in items)))
+    for times in _drawn(n, seed, fewer if form is None else RESAMPLES):
         if form is not None:
             found += [form.finish(row) for row in times @ form.counts]
         else:
@@ -72,10 +77,26 @@ def _value(statistic: Statistic, items: Sequence[Any]) -> float:
         return float("nan")
 
 
-def ends(found: Floats, confidence: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of draws; NaN where some draws have no number."""
-    if not len(found) or np.isnan(found).any():
+def ends(found: Floats, value: float) -> tuple[float, float]:
+    """95 % interval around `value`, of which `found` are draws; NaN where some draws have no number.
+
+    Percentiles of many draws, of fewer a normal interval with their standard deviation.
+    """
+    if len(found) < 2 or np.isnan(found).any():
         return float("nan"), float("nan")
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(found, [tail, 1 - tail])
+    if len(found) < RESAMPLES:
+        reach = Z * float(np.std(found, ddof=1))
+        return value - reach, value + reach
+    low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)
+
+
+def chance(found: Floats, value: float) -> float:
+    """p-value of a difference `value`, of which `found` are draws, being none; 1 where that cannot be said."""
+    if len(found) < 2 or np.isnan(found).any():
+        return 1.0
+    if len(found) < RESAMPLES:
+        spread = float(np.std(found, ddof=1))
+        return math.erfc(abs(value) / spread / math.sqrt(2)) if spread else float(value == 0)
+    below, above = int((found <= 0).sum()), int((found >= 0).sum())
+    return min(1.0, 2 * (min(below, above) + 1) / (len(found) + 1))

@@ -150,7 +150,7 @@ def test_a_changed_file_is_refused(home: Path, hub: list[str], monkeypatch: pyte
     [
         ("nothing_such", "lm-eval has no task, group or tag 'nothing_such'"),
         ("!../../etc", "is not the name of a task"),
-        ("niah_single_1", "makes its own data when it is loaded"),
+        ("niah_single_1", "makes its data when it is loaded; RULER's tasks are here under their own names"),
         ("humaneval", "runs the code that a model writes, which is not done here"),
         ("mmmu_val_math", "asks about images or sounds"),
         ("mmlu/piqa", r"lm_eval:mmlu/piqa is no task of that group; there are lm_eval:mmlu_abstract_algebra, "),

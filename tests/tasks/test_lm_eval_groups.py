@@ -17,6 +17,7 @@ from evalsuite import runner, show
 from evalsuite.backends import hf
 from evalsuite.backends.scripted import ScriptedBackend
 from evalsuite.lm_eval_bridge import index, loading
+from evalsuite.lm_eval_bridge.standins import stand_ins
 from evalsuite.plan import Ask, make_plan
 from evalsuite.reports import actions, cells, frame
 from evalsuite.stats import corpus
@@ -61,7 +62,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GDN2_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(corpus, "FEWER", 20)
+    monkeypatch.setattr(corpus, "MOST", 20)
     return tmp_path / "data"
 
 
@@ -86,7 +87,7 @@ def theirs(names: Sequence[str], lm: object) -> dict:
     from lm_eval.tasks import TaskManager
 
     folders = {str(Path(index.names().tasks.get(n) or index.names().groups[n]).parent) for n in names}
-    with warnings.catch_warnings(), loading.without_foreign_code(), loading.quiet():
+    with warnings.catch_warnings(), stand_ins(), loading.quiet():
         warnings.simplefilter("ignore")
         manager = TaskManager(include_path=sorted(folders), include_defaults=False)
         found = lm_eval.simple_evaluate(model=lm, tasks=list(names), task_manager=manager, bootstrap_iters=0)
