@@ -31,8 +31,7 @@ _EXP2 = (
 _LOG2E = 1.44269502162933349609375  # in fp32
 _ONE = 1 << 30
 
-
-# "cut" where top_p or top_k leave tokens out.
+# The work that choosing takes; "cut" where top_p or top_k leave tokens out.
 Form = Literal["greedy", "drawn", "cut"]
 
 
