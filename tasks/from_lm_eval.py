@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from evalsuite.lm_eval_bridge import index
 from evalsuite.lm_eval_bridge.index import PREFIX
-from evalsuite.lm_eval_bridge.loading import question
+from evalsuite.lm_eval_bridge.loading import question, quiet
 from evalsuite.lm_eval_bridge.task import LmEvalTask, identity
 from evalsuite.types import Chosen, Task
 from gdn2.errors import DataError, UserError
@@ -144,7 +144,8 @@ def fetch(name: str, home: Path) -> str:
     for asked, fetched in seen.items():
         for split, rows in fetched.used.items():
             buffer = io.BytesIO()
-            rows.to_parquet(buffer)
+            with quiet():
+                rows.to_parquet(buffer)
             file = f"{_place(asked)}/{split}.parquet"
             entry = shelf.entry_of(buffer.getvalue(), f"hf:{asked} {split}", "see its page on the hub", len(rows))
             shelf.keep(home, {file: buffer.getvalue()}, {file: entry})

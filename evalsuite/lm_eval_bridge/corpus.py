@@ -99,7 +99,8 @@ def aggregate(name: str) -> Aggregate:
             raise LookupError("not a name of lm-eval's")
         function = _own(task, metric) if slash else AGGREGATION_REGISTRY[plain]
     except (LookupError, ImportError, AttributeError, TypeError, OSError, UserError) as error:
-        raise DataError(f"{at} has no aggregation {plain[:80]!r} ({' '.join(str(error).split())[:120]})") from None
+        reason = "" if isinstance(error, KeyError) else f": {' '.join(str(error).split())[:120]}"
+        raise DataError(f"{at} has no aggregation {plain[:80]!r}{reason}") from None
     return Aggregate(name, function)
 
 

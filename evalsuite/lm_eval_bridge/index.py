@@ -203,7 +203,8 @@ def _of_group(
     found = list({member.name: member for member in found}.values())
     averages = tuple(_averages(config.get("aggregate_metric_list") or ()))
     if averages:
-        groups.append(Group(PREFIX + name, tuple(member.name for member in found), averages))
+        called = f"{within}/{name}" if changes and within != name else name
+        groups.append(Group(PREFIX + called, tuple(member.name for member in found), averages))
     return found
 
 

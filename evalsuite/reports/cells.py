@@ -136,15 +136,17 @@ def _formed(records: Records, sizes: Mapping[tuple[Any, ...], int]) -> Iterator[
                     continue
                 counts = [max(sizes[key] for several in tasks[key[TASK]].values() for key in several) for key in one]
                 weights = counts if averaged.by_size else [1] * len(one)
-                yield _Formed(_group_key(model, group.name, metric, one), one, weights)
+                asked = [key for task in group.tasks for several in tasks[task].values() for key in several]
+                yield _Formed(_group_key(model, group.name, metric, asked), one, weights)
 
 
-def _group_key(model: tuple[Any, ...], name: str, metric: str, keys: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
-    parts = [dict(zip(MEMBER, key, strict=True)) for key in keys]
+def _group_key(model: tuple[Any, ...], name: str, metric: str, asked: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Key of a group's cell; its data are those of all cells `asked` of its tasks, and how they were asked."""
+    parts = [dict(zip(MEMBER, key, strict=True)) for key in asked]
     protocols = list(dict.fromkeys(part["protocol"] for part in parts))
-    told = json.dumps([[part[name] for name in QUESTIONS] for part in parts])
+    told = sorted({tuple(part[name] for name in QUESTIONS[:-1]) for part in parts})
     question = {"task": name, "task_version": 1, "protocol": protocols[0] if len(protocols) == 1 else "several"}
-    question |= {"data": sha256(told.encode()).hexdigest(), "metric": metric}
+    question |= {"data": sha256(json.dumps(told, default=int).encode()).hexdigest(), "metric": metric}
     return (*model, *(question[name] for name in QUESTIONS), 0)
 
 

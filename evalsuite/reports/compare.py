@@ -133,7 +133,9 @@ def build(runs: Sequence[Records]) -> Grid:
         raise DataError("these runs share no samples: ask the same tasks, lengths, profile, seed and data")
     adjusted = holm([c.difference.p for _, _, c in found])
     lines = [_line(s, ids, replace(c, adjusted=p)) for (s, ids, c), p in zip(found, adjusted, strict=True)]
-    return Grid("Paired comparison", ("task", "length"), HEADS, tuple(lines), tuple(_notes(len(found))))
+    small = any(not c.shares and max(abs(c.first), abs(c.second)) <= 1 for _, _, c in found)
+    heads = tuple(replace(head, decimals=4) if small and head.decimals else head for head in HEADS)
+    return Grid("Paired comparison", ("task", "length"), heads, tuple(lines), tuple(_notes(len(found))))
 
 
 def _notes(tests: int) -> list[Note]:

@@ -106,7 +106,7 @@ def _head(across: Sequence[str], top: tuple[Any, ...], places: Mapping[Any, dict
     entries = [entry for (_, at), entry in places.items() if at == top]
     lower = any(entry["lower"] for entry in entries)
     # An aggregate such as a weighted F1 lies between 0 and 1, but which do is not known.
-    small = not any(entry["shares"] or abs(entry["mean"]) > 1 for entry in entries)
+    small = any(not entry["shares"] and abs(entry["mean"]) <= 1 for entry in entries)
     group, name = (" ".join(texts[:-1]), texts[-1]) if texts else ("", "score")
     key = "/".join(map(str, top)) or "score"
     return Head(group, name, key, 4 if small else 2 if lower else 1, lower=lower)

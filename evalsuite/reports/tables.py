@@ -112,7 +112,7 @@ def build(records: Records, published: Published = "matched", title: str = "Accu
         cells = cells[cells["shares"]]
     entries: list[dict[str, Any]] = cells.to_dict("records")
     if not entries:
-        held = f", only {', '.join(others)}" if others else ""
+        held = f", only {', '.join(others)}: --rows task,metric --columns model shows them" if others else ""
         raise DataError(f"these records hold no scores within 0 to 1{held}")
     variants = _variants(entries)
     columns = _columns(entries, variants)

@@ -20,6 +20,7 @@ from gdn2.errors import DataError
 # Draws of a number that has to be made of whole samples every time: as many as hold this many characters in all.
 WORK = 10_000_000
 FEWEST, MOST = 20, 200
+TAILS = 100  # draws from which percentiles are taken
 Z = 1.959964  # two-sided 5 %
 
 Floats = NDArray[np.float64]
@@ -80,11 +81,11 @@ def _value(statistic: Statistic, items: Sequence[Any]) -> float:
 def ends(found: Floats, value: float) -> tuple[float, float]:
     """95 % interval around `value`, of which `found` are draws; NaN where some draws have no number.
 
-    Percentiles of many draws, of fewer a normal interval with their standard deviation.
+    Percentiles of enough draws, of fewer than `TAILS` a normal interval with their standard deviation.
     """
     if len(found) < 2 or np.isnan(found).any():
         return float("nan"), float("nan")
-    if len(found) < RESAMPLES:
+    if len(found) < TAILS:
         reach = Z * float(np.std(found, ddof=1))
         return value - reach, value + reach
     low, high = np.quantile(found, [0.025, 0.975])

@@ -12,19 +12,22 @@ from types import ModuleType
 import datasets
 import pytest
 
+import cli
 import tasks
 from evalsuite import runner, show
 from evalsuite.backends import hf
-from evalsuite.backends.scripted import ScriptedBackend
+from evalsuite.backends.scripted import ByteTokenizer, ScriptedBackend
+from evalsuite.lm_eval_bridge import corpus as bridge
 from evalsuite.lm_eval_bridge import index, loading
 from evalsuite.lm_eval_bridge.standins import stand_ins
 from evalsuite.plan import Ask, make_plan
-from evalsuite.reports import actions, cells, frame
+from evalsuite.reports import actions, cells, compare, frame, measured
 from evalsuite.stats import corpus
 from evalsuite.store import read_records
-from evalsuite.types import Backend
+from evalsuite.types import Backend, Setting
 from evalsuite.watch import Watch
 from gdn2.errors import DataError
+from tasks import from_lm_eval
 from tasks.data import commands
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -41,7 +44,7 @@ def rows(path: str, name: str) -> list[dict]:
     rng = random.Random(f"{path} {name}")
     if path == "cais/mmlu":
         row = {"choices": [text(rng, 2) for _ in range(4)], "subject": name}
-        return [row | {"question": text(rng), "answer": rng.randrange(4)} for _ in range(1 + len(name) % 3)]
+        return [row | {"question": text(rng), "answer": rng.randrange(4)} for _ in range(5 + len(name) % 3)]
     if path == "wmt/wmt16":
         return [{"translation": {"ro": said, "en": said}} for said in (text(rng, 12) for _ in range(9))]
     size = {"boolq": 12, "copa": 9, "hellaswag": 7, "sentineg": 5, "wic": 6, "cola": 15, "mrpc": 14}[name]
@@ -174,3 +177,102 @@ def test_nested_groups(home: Path, tmp_path: Path) -> None:
     assert ("lm_eval:mmlu_humanities", "acc") in part and len(part) == 1 + 13 + 1
     with pytest.raises(DataError, match="no records fit"):
         actions.tables([tmp_path], actions.Shape("model", "task"), ["task=nothing"], actions.Output(), print)
+
+
+def test_missing_data_of_one_task_of_a_group_are_named_before_a_model_loads(
+    home: Path, capsys: pytest.CaptureFixture
+) -> None:
+    commands.fetch("lm_eval:kobest_boolq", home, None, lambda line: None)
+    code = cli.main(["run", "--model", "hf:no/model", "--tasks", "lm_eval:kobest", "--data", str(home)])
+    err = capsys.readouterr().err
+    assert code == 3 and err.count("\n") == 1
+    assert f"the data of lm_eval:kobest_copa are not in {home}: `gdn2-eval data fetch lm_eval:kobest_copa --to" in err
+
+
+def test_a_group_is_brought_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    commands.fetch("lm_eval:kobest", home, None, said.append)
+    assert len(said) == 6 and said[0] == "[1/5] lm_eval:kobest_boolq: 12 examples, 1 files"
+    (home / "lm_eval" / "skt--kobest_v1--wic" / "test.parquet").write_bytes(b"other")
+    from_lm_eval._OPENED.clear()
+    commands.fetch("lm_eval:kobest,lm_eval:kobest_wic", home, None, said.append)
+    assert said[6] == "[1/5] lm_eval:kobest_boolq: 12 examples, there already"
+    assert said[10] == "[5/5] lm_eval:kobest_wic: 6 examples, 1 files"
+
+
+def test_a_suite_file_may_name_a_group(home: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "mine.toml"
+    suite.write_text('samples = 4\n[[tasks]]\ntask = "lm_eval:kobest"\n\n[[tasks]]\ntask = "lm_eval:cola"\n')
+    directory = ask(str(suite), home, ScriptedBackend(str), tmp_path)
+    table = cells.summary(frame.load([directory]))
+    group = next(e for e in table.to_dict("records") if (e["task"], e["metric"]) == ("lm_eval:kobest", "acc"))
+    assert (group["n"], len(table)) == (5 * 4, 15)
+
+
+def test_a_task_that_a_group_asks_in_its_own_way_is_another(home: Path) -> None:
+    several = index.expand("openllm")
+    names = {member.name: dict(member.changes) for member in several.members}
+    assert names["lm_eval:openllm/hellaswag"] == {"fewshot_split": "train", "num_fewshot": 10}
+    assert names["lm_eval:openllm/mmlu_anatomy"] == {"num_fewshot": 5}
+    (group, *_) = [group for group in several.groups if group.name == "lm_eval:openllm/mmlu"]
+    assert "lm_eval:openllm/mmlu_anatomy" in group.tasks and len(group.tasks) == 57
+    commands.fetch("lm_eval:openllm/mmlu_anatomy,lm_eval:mmlu_anatomy", home, None, lambda line: None)
+    asked, plain = tasks.resolve("lm_eval:openllm/mmlu_anatomy,lm_eval:mmlu_anatomy")
+    prompts = [t.samples(Setting("lm-eval"), ByteTokenizer())[0].requests[0].context.text for t in (asked, plain)]
+    assert prompts[0].endswith(prompts[1].partition("\n\n")[2])
+    assert [prompt.count("Answer:") for prompt in prompts] == [6, 1]
+    assert asked.data_digest(Setting("lm-eval")) != plain.data_digest(Setting("lm-eval"))
+    assert [task.protocol for task in tasks.resolve("lm_eval:kobest@lm-eval")] == ["lm-eval"] * 5
+
+
+def test_models_are_compared_and_shown(home: Path, tmp_path: Path) -> None:
+    names = "lm_eval:kobest,lm_eval:cola,lm_eval:wmt16-ro-en"
+    good = ask(names, home, ScriptedBackend(poor_copy, "good"), tmp_path)
+    bad = ask(names, home, ScriptedBackend(lambda prompt: "no word of it", "bad"), tmp_path)
+    grid = compare.build([frame.load([path], texts=["target"]) for path in (bad, good)])
+    lines = {line.labels[0]: line.cells for line in grid.lines}
+    _, first, second, moved, p, *_ = lines["lm_eval:wmt16-ro-en bleu"]
+    assert second.value - first.value == moved.value > 20 and moved.low > 0 and p.value < 0.05
+    _, first, second, moved, p, *_ = lines["lm_eval:kobest"]  # one model's answers are the other's
+    assert (moved.value, moved.low, moved.high, p.value) == (0, 0, 0, 1)
+    text = actions.tables([tmp_path], actions.Shape("task,metric", "model"), [], actions.Output(), print)
+    assert "lm_eval:kobest " in text and "ter" in text
+    with pytest.raises(DataError, match="only bleu, chrf, ter: --rows task,metric"):
+        actions.tables([good], actions.Shape(), ["task=lm_eval:wmt16-ro-en"], actions.Output(), print)
+    report(["--runs", str(tmp_path), "--out", str(tmp_path / "page.html")])
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "lm_eval:kobest" in page and "matthews_corrcoef" not in page
+
+
+def report(arguments: list[str]) -> None:
+    assert cli.main(["report", *arguments]) == 0
+
+
+def test_a_number_that_cannot_be_made_here_is_named(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from lm_eval.api import registry
+
+    directory = ask("lm_eval:cola,lm_eval:mrpc", home, ScriptedBackend(str), tmp_path)
+    bridge.aggregate.cache_clear()
+    measured.corpus.cache_clear()
+    monkeypatch.setattr(registry, "AGGREGATION_REGISTRY", {"f1": registry.AGGREGATION_REGISTRY["f1"]})
+    entry = next(e for e in cells.summary(frame.load([directory])).to_dict("records") if e["metric"] == "mcc")
+    assert (entry["n"], entry["asked"]) == (0, 15)
+    problem = "lm-eval 0.4.13 has no aggregation 'matthews_corrcoef'"
+    assert entry["problem"].startswith(problem)
+    assert problem in actions.tables([directory], actions.Shape("task,metric", "model"), [], actions.Output(), print)
+    cli.echo_scores(directory)
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and problem in err and "lm_eval:cola " in out
+    watch = Watch(directory)
+    watch.look()
+    assert any(problem in line for line in watch.lines())
+    bridge.aggregate.cache_clear()
+    measured.corpus.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["os:system", "lm_eval:os/system", "lm_eval:piqa/../x", "lm_eval:", "lm_eval:rte/f1"])
+def test_only_what_lm_eval_itself_names_is_called(name: str) -> None:
+    with pytest.raises(DataError, match=r"^lm-eval 0\.4\.13 has no aggregation"):
+        bridge.aggregate(name)
