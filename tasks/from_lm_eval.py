@@ -17,8 +17,9 @@ from evalsuite.lm_eval_bridge.task import LmEvalTask, identity
 from evalsuite.types import Chosen, Task
 from gdn2.errors import DataError, UserError
 from tasks.data import shelf
+from tasks.data.formats import read_json_lines, read_parquet
 
-__all__ = ["PREFIX", "fetch", "members", "open_tasks"]
+__all__ = ["PREFIX", "fetch", "import_copy", "members", "open_tasks"]
 
 
 class Kept(Mapping[str, Any]):
@@ -140,6 +141,56 @@ def fetch(name: str, home: Path) -> str:
         return f"{name}: {len(kept.task.eval_docs)} examples, there already"
     task = LmEvalTask(kept.member, source, str)
     examples = len(task.task.eval_docs)
+    count = _keep(seen, home, "hf:{}", "see its page on the hub")
+    return f"{name}: {examples} examples, {count} files"
+
+
+def import_copy(name: str, file: Path, home: Path) -> str:
+    """Take a user's own copy of what one task is asked on; the line to print.
+
+    Args:
+        file: JSON lines or Parquet, in the hub's columns.
+
+    Raises:
+        UserError: a group, whose tasks have a file each.
+        DataError: the file does not fit the task, or the task reads more than one split; nothing was kept.
+    """
+    import datasets
+
+    given, *more = open_tasks(name)
+    if more:
+        raise UserError(f"{name} is {len(more) + 1} tasks, each with a file of its own: import {given.name}, and so on")
+    assert isinstance(given, LmEvalTask)
+    rows = read_parquet(file) if file.suffix == ".parquet" else read_json_lines(file)
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{file} holds no record")
+    seen: dict[str, Fetched] = {}
+
+    def source(path: str, config: str | None, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        split = datasets.Dataset.from_list(rows)
+        splits = given.splits or ("test", "validation")
+        found = seen[question(path, config, options)] = Fetched(_Own(name, dict.fromkeys(splits, split)))
+        return found
+
+    count = LmEvalTask(given.member, source, str).check()
+    _keep(seen, home, f"import:{file.name} sha256 {sha256(file.read_bytes()).hexdigest()} for {{}}", "the user's")
+    _OPENED.pop((name, home), None)
+    return f"{name}: {count} examples"
+
+
+class _Own(dict[str, Any]):
+    """The split that a user's file is."""
+
+    def __init__(self, task: str, splits: Mapping[str, Any]) -> None:
+        super().__init__(splits)
+        self._task = task
+
+    def __missing__(self, split: str) -> Any:
+        raise DataError(f"{self._task} also reads split {split}, which one file does not hold: fetch it instead")
+
+
+def _keep(seen: Mapping[str, Fetched], home: Path, source: str, licence: str) -> int:
+    """Keep the splits that were looked at; how many."""
     count = 0
     for asked, fetched in seen.items():
         for split, rows in fetched.used.items():
@@ -147,10 +198,10 @@ def fetch(name: str, home: Path) -> str:
             with quiet():
                 rows.to_parquet(buffer)
             file = f"{_place(asked)}/{split}.parquet"
-            entry = shelf.entry_of(buffer.getvalue(), f"hf:{asked} {split}", "see its page on the hub", len(rows))
+            entry = shelf.entry_of(buffer.getvalue(), source.format(f"{asked} {split}"), licence, len(rows))
             shelf.keep(home, {file: buffer.getvalue()}, {file: entry})
             count += 1
-    return f"{name}: {examples} examples, {count} files"
+    return count
 
 
 def _place(asked: str) -> str:

@@ -68,7 +68,7 @@ def load(name: str, source: Source, changes: Mapping[str, Any] = MappingProxyTyp
         changes: to its configuration.
 
     Raises:
-        UserError: lm-eval has no such task, or its task makes its own data.
+        UserError: lm-eval has no such task, or it cannot run here; says why.
         DataError: what `source` raises, or the data do not fit the task.
     """
     unused = _without_examples(configuration(name, changes))
@@ -80,7 +80,7 @@ def load(name: str, source: Source, changes: Mapping[str, Any] = MappingProxyTyp
             raise
         except (ImportError, SystemExit) as error:
             raise UserError(f"lm_eval:{name} needs what is not installed here: {_reason(error)}") from error
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
+        except Exception as error:  # whatever lm-eval, a task's functions or its templates say of odd data
             raise DataError(f"lm-eval cannot load its task {name}: {type(error).__name__}: {_reason(error)}") from error
         return found["tasks"][name]
 
@@ -131,11 +131,13 @@ def quiet() -> Iterator[None]:
     level, bars = logger.level, datasets.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
+    within = "from_string" in vars(utils.env)
     utils.env.from_string = _template
     try:
         yield
     finally:
-        del utils.env.from_string
+        if not within:
+            del utils.env.from_string
         logger.setLevel(level)
         if bars:
             datasets.enable_progress_bars()

@@ -14,7 +14,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
@@ -27,7 +28,7 @@ _SQUAD = "transformers.data.metrics"
 def stand_ins() -> Iterator[None]:
     """While it lasts, whoever imports the modules above gets those of this file."""
     modules = {"evaluate": _module("evaluate", load=_load)}
-    if find_spec("transformers") is not None and find_spec(_SQUAD) is None:
+    if _squad_has_left():
         squad = _module(
             f"{_SQUAD}.squad_metrics", normalize_answer=normalize_answer, compute_exact=exact, compute_f1=overlap
         )
@@ -44,6 +45,15 @@ def stand_ins() -> Iterator[None]:
             del sys.modules[name]
             if module is not None:
                 sys.modules[name] = module
+
+
+@cache
+def _squad_has_left() -> bool:
+    """Whether a transformers is installed that has no metrics; without importing it."""
+    try:
+        return int(version("transformers").partition(".")[0]) >= 5
+    except PackageNotFoundError:
+        return False
 
 
 def _module(name: str, **content: Any) -> ModuleType:

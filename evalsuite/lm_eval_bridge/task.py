@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from itertools import chain, islice
@@ -15,7 +16,7 @@ from evalsuite.lm_eval_bridge.index import Member
 from evalsuite.lm_eval_bridge.measures import Measures
 from evalsuite.lm_eval_bridge.standins import stand_ins
 from evalsuite.types import Field, Request, Response, Sample, Score, Setting, Tokenizer, expanded
-from gdn2.errors import UserError
+from gdn2.errors import DataError, UserError
 
 FEWSHOT_SEED = 1234  # lm-eval's own
 
@@ -81,6 +82,35 @@ class LmEvalTask:
             facts = {"doc": doc, "instances": tuple(instances), "answers": tuple(map(len, asked))}
             out.append(Sample(str(number), tuple(chain.from_iterable(asked)), (), facts=facts))
         return out
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The split its documents are in, where the configuration says."""
+        config = loading.configuration(self.member.task, self.member.changes)
+        found = config.get("test_split") or config.get("validation_split")
+        return (str(found),) if found else ()
+
+    def check(self) -> int:
+        """Make the prompts of all documents; how many there are. Raises DataError naming the first that gives none."""
+        count = 0
+        config = loading.configuration(self.member.task, self.member.changes)
+        for field in ("doc_to_text", "doc_to_target", "doc_to_choice"):
+            # lm-eval takes the name of a column that is not there for the text itself.
+            name = str(config.get(field) or "")
+            if re.fullmatch(r"[A-Za-z_]\w*", name) and name not in self.task.features:
+                raise DataError(f"column {name} of {self.name} is missing; there are {', '.join(self.task.features)}")
+        with loading.quiet(), stand_ins():
+            self.task.set_fewshot_seed(seed=FEWSHOT_SEED)
+            for number, doc in self._documents(None):
+                try:
+                    self._instances(doc, number)
+                    self.task.doc_to_target(doc)
+                except Exception as error:  # whatever a template or a function of the task's says of odd data
+                    reason = " ".join(str(error).split())[:160]
+                    problem = f"record {number + 1} does not fit {self.name}: {type(error).__name__}: {reason}"
+                    raise DataError(problem) from error
+                count += 1
+        return count
 
     def _documents(self, count: int | None) -> list[tuple[int, Any]]:
         return list(self.task.doc_iterator(rank=0, limit=count, world_size=1))

@@ -72,6 +72,10 @@ def import_copy(name: str, file: Path, home: Path) -> str:
         UserError: an unknown name, or a task of several data sets.
         DataError: the file does not fit; nothing was kept.
     """
+    if name.startswith(tasks.FOREIGN):
+        from tasks.from_lm_eval import import_copy as import_task
+
+        return import_task(name, file, home)
     datasets, _ = _wanted(name)
     if len(datasets) != 1:
         choice = ", ".join(dataset.name for dataset in datasets) or "none"

@@ -3,6 +3,7 @@
 The rows are made up, in the columns that the hub documents for each set.
 """
 
+import json
 import random
 import warnings
 from collections.abc import Sequence
@@ -26,9 +27,9 @@ from evalsuite.stats import corpus
 from evalsuite.store import read_records
 from evalsuite.types import Backend, Setting
 from evalsuite.watch import Watch
-from gdn2.errors import DataError
+from gdn2.errors import DataError, UserError
 from tasks import from_lm_eval
-from tasks.data import commands
+from tasks.data import commands, shelf
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -198,6 +199,30 @@ def test_a_group_is_brought_once(home: Path, monkeypatch: pytest.MonkeyPatch) ->
     commands.fetch("lm_eval:kobest,lm_eval:kobest_wic", home, None, said.append)
     assert said[6] == "[1/5] lm_eval:kobest_boolq: 12 examples, there already"
     assert said[10] == "[5/5] lm_eval:kobest_wic: 6 examples, 1 files"
+
+
+def test_a_copy_of_ones_own(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows("skt/kobest_v1", "wic")), "utf-8")
+    assert cli.main(["data", "import", "lm_eval:kobest_wic", str(file), "--to", str(home)]) == 0
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("the hub was asked"))
+    (task,) = tasks.resolve("lm_eval:kobest_wic")
+    assert len(task.samples(Setting("lm-eval"), ByteTokenizer())) == 6
+    assert [row[4] for row in commands.check(home)[0]] == ["whole"]
+    (entry,) = shelf.manifest(home).values()
+    assert entry.source.startswith("import:mine.jsonl sha256 ") and entry.records == 6
+    for name, text, message in (
+        ("kobest", "{}", "lm_eval:kobest is 5 tasks, each with a file of its own: import lm_eval:kobest_boolq, and so"),
+        ("cola", '{"sentence": "a"}', "column label of lm_eval:cola is missing; there are sentence"),
+        ("cola", '{"label": 1}', "cannot load its task cola: UndefinedError: 'sentence' is undefined"),
+        ("cola", '{"sentence": "a", "label": 1}\n{"sentence": 1}', "cannot load its task cola: Arrow"),
+        ("cola", "", "holds no record"),
+        ("gsm8k", '{"question": "a", "answer": "b"}', "lm_eval:gsm8k also reads split train, which one file does not"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=message):
+            commands.import_copy(f"lm_eval:{name}", file, home)
+    assert len(shelf.manifest(home)) == 1
 
 
 def test_a_suite_file_may_name_a_group(home: Path, tmp_path: Path) -> None:
