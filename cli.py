@@ -292,11 +292,12 @@ def echo_prompts(records: list[Record], passed: dict[str, str]) -> None:
 
 def echo_scores(directory: Path) -> None:
     """Print the mean of every metric of a run."""
+    from evalsuite import runfile
     from evalsuite import show as reader
     from evalsuite.store import read_records
 
     scores = reader.cells(read_records(directory, warn))
-    scores += reader.averaged(directory, scores)
+    scores += reader.averaged(runfile.read(directory), scores)
     echo_table(*reader.score_table(scores, reader.complete(directory)))
     for text in dict.fromkeys(score.problem for score in scores if score.problem):
         warn(text)

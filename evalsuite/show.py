@@ -103,13 +103,13 @@ def cells(records: Iterable[Record]) -> list[CellScore]:
     return [_cell(groups[key]) for key in order]
 
 
-def averaged(directory: Path, scores: Sequence[CellScore]) -> list[CellScore]:
-    """The numbers of the run's groups, from those of its cells."""
+def averaged(run: Mapping[str, Any], scores: Sequence[CellScore]) -> list[CellScore]:
+    """The numbers of the groups of a run.json, from those of its cells."""
     tasks: dict[str, dict[str, list[CellScore]]] = {}
     for score in scores:
         tasks.setdefault(score.task, {}).setdefault(score.metric, []).append(score)
     found = []
-    for group in groups.read(runfile.read(directory)).values():
+    for group in groups.read(run).values():
         if not all(task in tasks for task in group.tasks):
             continue
         for average, metric in group.numbers(tasks):

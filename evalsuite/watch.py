@@ -21,7 +21,7 @@ from evalsuite.progress import Screen, duration
 from evalsuite.reports.measured import corpus, in_order
 from evalsuite.schema import NewerSchemaError, Record, from_line
 from evalsuite.scorers import overall
-from evalsuite.show import status
+from evalsuite.show import CellScore, averaged, status
 from evalsuite.stats import Interval, interval
 from evalsuite.store import record_files
 from gdn2.errors import DataError
@@ -148,6 +148,11 @@ class Watch:
             for metric, tally in sorted(self._cells.get(cell, {"": Tally()}).items()):
                 rows.append(_row(cell, metric, tally, asked.get(cell, 0)))
                 ended.append(len(tally.scores) >= asked.get(cell, 0))
+        grouped = any(started.get("groups") for started in self._content["invocations"])
+        for group in averaged(self._content, self._scores()) if grouped else ():
+            value = "-" if group.mean is None else _number(overall(group.metric, group.mean))
+            rows.append((group.task, group.protocol, "-", group.metric, group.n, "", group.failed, value, "-"))
+            ended.append(True)
         room = max(1, height - 4)
         hidden = 0
         for i in [i for i, done in enumerate(ended) if done] + [i for i, done in enumerate(ended) if not done][::-1]:
@@ -158,6 +163,19 @@ class Watch:
         shown = aligned(header, [row for row in rows if row])
         more = [f"{hidden} more lines do not fit"] if hidden else []
         return [self._title(), "", *shown, *more]
+
+    def _scores(self) -> list[CellScore]:
+        """What each metric of each cell says so far."""
+        found = []
+        for (task, protocol, length), tallies in self._cells.items():
+            for metric, tally in tallies.items():
+                try:
+                    mean = tally.measured().mean if tally.scores else None
+                except DataError:
+                    mean = None
+                counts = (len(tally.scores), len(tally.failed))
+                found.append(CellScore(task, protocol, length or None, metric, *counts, mean))
+        return found
 
     def _title(self) -> str:
         samples, tokens = self.left()
@@ -182,12 +200,16 @@ def _row(cell: Cell, metric: str, tally: Tally, asked: int) -> tuple[object, ...
         try:
             found = tally.measured()
             mean, low, high = (overall(metric, x) for x in (found.mean, found.low, found.high))
-            score, low_text, high_text = (f"{x:.4f}" if x < 1e5 else f"{x:.3g}" for x in (mean, low, high))
+            score, low_text, high_text = map(_number, (mean, low, high))
             between = f"{low_text} to {high_text}"
         except DataError as error:
             between = one_line(str(error))
     bar = "#" * filled + "." * (BAR - filled)
     return (cell[0], cell[1], cell[2] or "-", metric or "-", f"{done}/{asked}", bar, len(tally.failed), score, between)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if value < 1e5 else f"{value:.3g}"
 
 
 def _seconds(created_at: str) -> float:

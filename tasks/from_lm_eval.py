@@ -139,7 +139,7 @@ def fetch(name: str, home: Path) -> str:
     assert isinstance(kept, LmEvalTask)
     with suppress(DataError):
         return f"{name}: {len(kept.task.eval_docs)} examples, there already"
-    task = LmEvalTask(kept.member, source, str)
+    task = LmEvalTask(kept.member, source, str, online=True)
     examples = len(task.task.eval_docs)
     count = _keep(seen, home, "hf:{}", "see its page on the hub")
     return f"{name}: {examples} examples, {count} files"

@@ -46,7 +46,7 @@ class Aggregate:
         """The number, lm-eval's own to the last digit for items in its order. Raises DataError where there is none."""
         try:
             # What sklearn and others warn of, such as a class without members, is in the number.
-            with warnings.catch_warnings(), loading.quiet(), stand_ins(), _repeatable():
+            with warnings.catch_warnings(), loading.quiet(), loading.without_network(), stand_ins(), _repeatable():
                 warnings.simplefilter("ignore")
                 found = float(self.function(list(items)))
         except (Exception, SystemExit) as error:
@@ -107,7 +107,7 @@ def aggregate(name: str) -> Aggregate:
 def _own(task: str, metric: str) -> Any:
     """The aggregation function that the configuration of `task` names for `metric`."""
     config = loading.configuration(task)
-    with loading.quiet(), stand_ins():
+    with loading.quiet(), loading.without_network(), stand_ins():
         if "class" in config:
             kind = _imported(str(config["class"]))
             # Its constructor reads data, which a table has no need of.

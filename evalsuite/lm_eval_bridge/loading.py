@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -60,19 +61,22 @@ def manager(folder: Path) -> Any:
         return TaskManager(include_path=str(folder), include_defaults=False)
 
 
-def load(name: str, source: Source, changes: Mapping[str, Any] = MappingProxyType({})) -> Any:
+def load(
+    name: str, source: Source, changes: Mapping[str, Any] = MappingProxyType({}), online: bool = False
+) -> Any:
     """The task `name` of lm-eval, an `lm_eval.api.task.Task`.
 
     Args:
         source: where its data come from.
         changes: to its configuration.
+        online: whether `source` may use a network; nobody else does.
 
     Raises:
         UserError: lm-eval has no such task, or it cannot run here; says why.
         DataError: what `source` raises, or the data do not fit the task.
     """
     unused = _without_examples(configuration(name, changes))
-    with quiet(), data_from(source), stand_ins():
+    with quiet(), data_from(source), stand_ins(), nullcontext() if online else without_network():
         try:
             asked = {"task": name, **changes, **unused}
             found = manager(find(name).parent).load({"group": "gdn2", "task": [asked]})
@@ -83,6 +87,21 @@ def load(name: str, source: Source, changes: Mapping[str, Any] = MappingProxyTyp
         except Exception as error:  # whatever lm-eval, a task's functions or its templates say of odd data
             raise DataError(f"lm-eval cannot load its task {name}: {type(error).__name__}: {_reason(error)}") from error
         return found["tasks"][name]
+
+
+@contextmanager
+def without_network() -> Iterator[None]:
+    """While it lasts, no host is found: some tasks download what they think they need when they are imported."""
+
+    def refuse(host: object, *args: object, **options: object) -> Any:
+        raise OSError(f"no network is used here, {host!r:.60} was asked for")
+
+    original = socket.getaddrinfo
+    socket.getaddrinfo = refuse
+    try:
+        yield
+    finally:
+        socket.getaddrinfo = original
 
 
 def _reason(error: BaseException) -> str:

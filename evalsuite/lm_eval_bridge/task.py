@@ -28,6 +28,7 @@ class LmEvalTask:
         member: what lm-eval calls it, or as what a group of lm-eval asks it.
         source: where its data come from; see `loading.load`.
         digest: sha256 of what `source` gave.
+        online: whether `source` uses a network.
     """
 
     version = 1
@@ -35,7 +36,9 @@ class LmEvalTask:
     has_lengths = False
     protocols: tuple[str, ...] = (PROTOCOL,)
 
-    def __init__(self, member: Member | str, source: loading.Source, digest: Callable[[], str]) -> None:
+    def __init__(
+        self, member: Member | str, source: loading.Source, digest: Callable[[], str], online: bool = False
+    ) -> None:
         member = Member(member) if isinstance(member, str) else member
         config = loading.configuration(member.task, member.changes)
         whole = config.get("output_type") == "loglikelihood_rolling"
@@ -43,7 +46,7 @@ class LmEvalTask:
             DOCUMENT_FIELDS if whole else sampling_fields(config.get("generation_kwargs") or {})
         )
         self.name, self.member = member.name, member
-        self._plain, self._source, self._digest = member.task, source, digest
+        self._plain, self._source, self._digest, self._online = member.task, source, digest, online
         self._loaded: Any = None
         self._measures: Measures | None = None
         self._ensembles: list[Any] = []
@@ -56,7 +59,7 @@ class LmEvalTask:
     def task(self) -> Any:
         """lm-eval's object, made when first asked for. Raises as `loading.load` does."""
         if self._loaded is None:
-            loaded = loading.load(self._plain, self._source, self.member.changes)
+            loaded = loading.load(self._plain, self._source, self.member.changes, self._online)
             self._measures, self._ensembles = Measures(loaded, self._plain), _filters(loaded)
             self._loaded = loaded
         return self._loaded

@@ -3,6 +3,7 @@
 import random
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -185,6 +186,20 @@ def test_whole_documents_have_the_fields_of_the_native_task() -> None:
     scores = task.score(sample, [Response(logprob=-6.0)])
     assert {s.metric: (s.value, s.weight) for s in scores}["word_perplexity"] == (3.0, 2.0)
     assert LmEvalTask("piqa", lambda *args: {}, str).expand("lm-eval") == ("lm-eval",)
+
+
+def test_only_fetching_uses_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args: [])
+    found = []
+
+    def source(path: str, name: str | None, options: object) -> dict:
+        with suppress(OSError):
+            found.append(socket.getaddrinfo("huggingface.co", 443))
+        return {"validation": datasets.Dataset.from_list([{"sentence": "a", "label": 1}])}
+
+    for online in (False, True):
+        loading.load("cola", source, online=online)
+    assert found == [[]] and socket.getaddrinfo("x") == []
 
 
 def test_nothing_of_the_libraries_stays_changed() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 import cli
 import tasks
-from evalsuite import runner, show
+from evalsuite import runfile, runner, show
 from evalsuite.backends import hf
 from evalsuite.backends.scripted import ByteTokenizer, ScriptedBackend
 from evalsuite.lm_eval_bridge import corpus as bridge
@@ -157,7 +157,7 @@ def test_a_group_of_tasks_with_functions_of_their_own(home: Path, tmp_path: Path
     assert group["n"] == 12 + 9 + 7 + 5 + 6 and group["low"] < group["mean"] < group["high"]
     # What `run` prints, and `watch`, are the same numbers.
     scores = show.cells(read_records(directory))
-    scores += show.averaged(directory, scores)
+    scores += show.averaged(runfile.read(directory), scores)
     assert {(s.task, s.metric): s.mean for s in scores} == {key: entry["mean"] for key, entry in ours.items()}
     watch = Watch(directory)
     assert watch.look() is False
@@ -165,6 +165,7 @@ def test_a_group_of_tasks_with_functions_of_their_own(home: Path, tmp_path: Path
     assert next(line[-4] for line in lines if line[:4] == ["lm_eval:kobest_wic", "lm-eval", "-", "f1"]) == (
         f"{ours['lm_eval:kobest_wic', 'f1']['mean']:.4f}"
     )
+    assert ["lm_eval:kobest", "lm-eval", "-", "f1", "39", "0", f"{group['mean']:.4f}", "-"] in lines
 
 
 def test_nested_groups(home: Path, tmp_path: Path) -> None:

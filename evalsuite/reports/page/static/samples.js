@@ -3,10 +3,10 @@
 const columns = data.samples;
 const FILTERS = ["text", "model", "set", "length", "depth", "outcome", "score"];
 const SCORES = {
-  right: (score) => score === 1,
-  part: (score) => score !== null && score > 0 && score < 1,
-  wrong: (score) => score === 0,
-  failed: (score) => score === null,
+  right: (row) => row.score === 1,
+  part: (row) => row.score !== null && row.score > 0 && row.score < 1,
+  wrong: (row) => row.score === 0,
+  failed: (row) => row.failed,
 };
 
 function coded(name, i) {
@@ -23,7 +23,8 @@ const rows = columns.cell.map((place, i) => {
     length: cell.length || null,
     depth: columns.depth[i],
     id: columns.id[i],
-    score: columns.score[i],
+    score: columns.score[i], // null where it failed, and where a number is made from all samples together
+    failed: coded("error", i) !== "",
     outcome: coded("outcome", i),
     output: columns.output[i],
   };
@@ -52,7 +53,7 @@ function wanted() {
     tests.push((row) => row.depth !== null && row.depth >= low && (row.depth < high || high === 1));
   }
   if (value.outcome) tests.push((row) => row.outcome === columns.outcome.values[Number(value.outcome)]);
-  if (value.score) tests.push((row) => SCORES[value.score](row.score));
+  if (value.score) tests.push((row) => SCORES[value.score](row));
   if (needle) tests.push((row) => haystack(row.i).includes(needle));
   return tests;
 }
@@ -135,8 +136,8 @@ function setUpFilters() {
   $("filters").addEventListener("reset", () => setTimeout(filter));
 }
 
-function scoreText(score) {
-  return score === null ? "failed" : String(score);
+function scoreText(row) {
+  return row.score !== null ? String(row.score) : row.failed ? "failed" : "of all";
 }
 
 function setUpList() {
@@ -167,7 +168,7 @@ function setUpList() {
         responsive: 0,
         minWidth: 66,
         widthGrow: 0.5,
-        formatter: (cell) => text(scoreText(cell.getValue())),
+        formatter: (cell) => text(scoreText(cell.getData())),
       }),
       column("Outcome", "outcome", { responsive: 0, minWidth: 92 }),
       column("Output", "output", {
@@ -256,7 +257,7 @@ function showSample(i) {
     el(
       "p",
       {},
-      el("strong", { class: row.score === 1 ? "right" : "wrong" }, `score ${scoreText(row.score)}`),
+      el("strong", { class: row.score === 1 ? "right" : "wrong" }, `score ${scoreText(row)}`),
       row.outcome ? `, ${row.outcome}` : "",
     ),
   );
