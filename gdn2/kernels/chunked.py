@@ -25,6 +25,7 @@ from gdn2.kernels.contract import Rows
 
 CHANNEL_CHUNK = 16  # rows; per-channel decay costs C products a row and channel
 HEAD_CHUNK = 64  # rows; per-head decay is one C x C mask
+GPU_HEAD_CHUNK = 32  # of 64 rows, up to 8 triangles would be solved one by one and more of them together, to other bits
 
 
 class _Chunks(NamedTuple):
@@ -50,7 +51,7 @@ def _delta_rule(rows: Rows, state: Tensor) -> tuple[Tensor, Tensor]:
     """
     if rows.q.shape[0] == 0:
         return rows.z, state
-    size = CHANNEL_CHUNK if rows.per_channel else HEAD_CHUNK
+    size = CHANNEL_CHUNK if rows.per_channel else GPU_HEAD_CHUNK if rows.q.is_cuda else HEAD_CHUNK
     size = max(size - size % rows.rank, rows.rank)
     chunks = _split(rows.lengths, size, rows.q.device)
     q, k, z, e, g, diag = (_gather(x, chunks.rows) for x in (rows.q, rows.k, rows.z, rows.e, rows.g, rows.diag))
