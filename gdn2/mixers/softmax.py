@@ -156,10 +156,30 @@ def attend_together(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tens
     if window is None or window >= tokens:
         o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     else:
-        at = torch.arange(tokens, device=q.device)
-        visible = (at <= at[:, None]) & (at > at[:, None] - window)
-        o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        o = _in_bands(q, k, v, window)
     return o.transpose(1, 2).unflatten(2, (groups, share))
+
+
+def _in_bands(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Of q, k, v [N, H, T, d], half a window of queries B at once, over their own and the two blocks before."""
+    n, _, tokens, _ = q.shape
+    size = -(-window // 2)
+    blocks = -(-tokens // size)
+    rest = blocks * size - tokens
+    q = F.pad(q, (0, 0, 0, rest)).unflatten(2, (blocks, size))  # [N, H, P, B, d]
+    k, v = (_three(F.pad(x, (0, 0, 2 * size, rest)).unflatten(2, (-1, size)), blocks) for x in (k, v))
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    query = torch.arange(size, device=q.device)[:, None]
+    key = torch.arange(3 * size, device=q.device) - 2 * size  # from the first query of the block
+    block = torch.arange(blocks, device=q.device)[:, None, None, None]
+    visible = (key <= query) & (key > query - window) & (key >= -size * block)
+    o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible.repeat(n, 1, 1, 1))  # [N P, H, B, d]
+    return o.unflatten(0, (n, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :tokens]
+
+
+def _three(x: Tensor, blocks: int) -> Tensor:
+    """Blocks x [N, H, P + 2, B, d], each behind the two before it: [N, H, P, 3 B, d]."""
+    return torch.cat([x[:, :, i : i + blocks] for i in range(3)], 3)
 
 
 def attend_cached(q: Tensor, k: Tensor, v: Tensor, filled: Tensor, ring: bool) -> Tensor:

@@ -131,3 +131,20 @@ def test_both_ways_through_blocks_say_the_same(start: int, count: int, window: i
     k, v = (torch.randn(past + count, 2, n, generator=rng, dtype=torch.float64) for n in (8, 5))
     wide, narrow = (run(q, k, v, start, window) for run in (softmax._in_wide_blocks, softmax._in_blocks))
     assert wide.shape == (count, 2, 3, 5) and relative(wide, narrow) < 1e-12
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 64, 129, None])
+@pytest.mark.parametrize("tokens", [1, 63, 130, 300])
+def test_trainings_attention_sees_its_window_and_no_more(tokens: int, window: int | None) -> None:
+    draw = torch.Generator().manual_seed(5)
+    shapes = (2, tokens, 2, 3, 8), (2, tokens, 2, 8), (2, tokens, 2, 8)
+    q, k, v = (torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_() for shape in shapes)
+    at = torch.arange(tokens)
+    hidden = (at > at[:, None]) | (at <= at[:, None] - (window or tokens))
+    scores = torch.einsum("ntgrd,nsgd->ngrts", q, k) * 8**-0.5
+    plain = torch.einsum("ngrts,nsgd->ntgrd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
+    found = softmax.attend_together(q, k, v, window)
+    torch.testing.assert_close(found, plain)
+    ways = torch.randn(plain.shape, generator=draw, dtype=torch.float64)
+    for mine, theirs in zip(*(torch.autograd.grad((o * ways).sum(), (q, k, v)) for o in (found, plain)), strict=True):
+        torch.testing.assert_close(mine, theirs)
