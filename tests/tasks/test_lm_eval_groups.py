@@ -48,6 +48,15 @@ def rows(path: str, name: str) -> list[dict]:
         return [row | {"question": text(rng), "answer": rng.randrange(4)} for _ in range(5 + len(name) % 3)]
     if path == "wmt/wmt16":
         return [{"translation": {"ro": said, "en": said}} for said in (text(rng, 12) for _ in range(9))]
+    if path == "EleutherAI/coqa":
+        turns = [{"input_text": [text(rng, 4), text(rng, 3)]} for _ in range(12)]
+        return [{"story": text(rng), "questions": turns[i], "answers": turns[i - 1]} for i in range(12)]
+    if path == "google/xquad":
+        return [{"context": text(rng), "question": text(rng), "answers": {"text": [text(rng, 3)]}} for _ in range(9)]
+    if path == "RMT-team/babilong-1k-samples":
+        return [{"input": text(rng), "question": text(rng), "target": rng.choice(WORDS)} for _ in range(8)]
+    if path == "csebuetnlp/xlsum":
+        return [{"title": text(rng), "text": text(rng, 20), "summary": text(rng)} for _ in range(10)]
     size = {"boolq": 12, "copa": 9, "hellaswag": 7, "sentineg": 5, "wic": 6, "cola": 15, "mrpc": 14}[name]
     names = ["paragraph", "sentence", "sentence1", "sentence2", "context", "context_1", "context_2", "word", "premise"]
     names += ["alternative_1", "alternative_2", *(f"ending_{i}" for i in (1, 2, 3, 4))]
@@ -57,7 +66,13 @@ def rows(path: str, name: str) -> list[dict]:
 
 def load(path: str, name: str | None = None, **options: object) -> datasets.DatasetDict:
     split = datasets.Dataset.from_list(rows(path, name or ""))
-    return datasets.DatasetDict(dict.fromkeys(("train", "dev", "validation", "test"), split))
+    return datasets.DatasetDict(dict.fromkeys(("train", "dev", "validation", "test", "qa1"), split))
+
+
+def hub(path: str, name: str | None = None, split: str | None = None, **options: object) -> object:
+    """What `datasets.load_dataset` gives."""
+    found = load(path, name)
+    return found["test"] if split else found
 
 
 @pytest.fixture
@@ -65,7 +80,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data directory, and a hub that holds `rows`."""
     monkeypatch.setenv("GDN2_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset", hub)
     monkeypatch.setattr(corpus, "MOST", 20)
     return tmp_path / "data"
 
@@ -166,6 +181,26 @@ def test_a_group_of_tasks_with_functions_of_their_own(home: Path, tmp_path: Path
         f"{ours['lm_eval:kobest_wic', 'f1']['mean']:.4f}"
     )
     assert ["lm_eval:kobest", "lm-eval", "-", "f1", "39", "0", f"{group['mean']:.4f}", "-"] in lines
+
+
+@pytest.mark.parametrize("name", ["coqa", "xquad_es", "babilong_qa1"])
+def test_tasks_that_import_what_is_gone_or_make_their_data(name: str, home: Path, tmp_path: Path) -> None:
+    from evalsuite.lm_eval_bridge.model import Gdn2LM
+
+    backend = ScriptedBackend(lambda prompt: " ".join(prompt.split()[-7:-2]))
+    ours = numbers(ask(f"lm_eval:{name}", home, backend, tmp_path))
+    assert same(ours, theirs([name], Gdn2LM(backend))) == len(ours) > 0
+
+
+def test_rouge_is_lm_evals_up_to_its_own_chance(home: Path, tmp_path: Path) -> None:
+    from evalsuite.lm_eval_bridge.model import Gdn2LM
+
+    backend = ScriptedBackend(lambda prompt: " ".join(WORDS))
+    directory = ask("lm_eval:xlsum_hausa_prompt_1", home, backend, tmp_path)
+    (entry,) = numbers(directory).values()
+    wanted = theirs(["xlsum_hausa_prompt_1"], Gdn2LM(backend))["xlsum_hausa_prompt_1"]["rougeL,none"]
+    assert entry["mean"] == pytest.approx(wanted, abs=0.01) and 0.1 < wanted < 0.9  # its bootstrap has no seed
+    assert [e["mean"] for e in numbers(directory).values()] == [entry["mean"]]
 
 
 def test_nested_groups(home: Path, tmp_path: Path) -> None:
