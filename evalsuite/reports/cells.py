@@ -102,9 +102,7 @@ def members(records: Records) -> dict[tuple[Any, ...], pd.DataFrame]:
 def _grouped(parts: Sequence[pd.DataFrame], weights: Sequence[int]) -> pd.DataFrame:
     import pandas as pd
 
-    # Tasks may give their samples the same names.
-    told = [part.assign(sample_id=part["task"].astype("str") + " " + part["sample_id"].astype("str")) for part in parts]
-    placed = [part.assign(**{PART: i, COUNTS: weights[i]}) for i, part in enumerate(told)]
+    placed = [part.assign(**{PART: i, COUNTS: weights[i]}) for i, part in enumerate(parts)]
     return pd.concat(placed, ignore_index=True)
 
 

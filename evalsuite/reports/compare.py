@@ -50,10 +50,12 @@ def paired_records(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, Pair
 
     None where they share no sample, or their numbers cannot be made here.
     """
-    both = a.merge(b, on=[*SAMPLE, *([PART] if PART in a else [])], suffixes=("_a", "_b"))
-    if not len(both):
+    part = [PART] if PART in a else []
+    both = a.merge(b, on=[*SAMPLE, *part], suffixes=("_a", "_b"))
+    # Of a group, each task has to be there.
+    if not len(both) or any(set(rows[PART]) != set(both[PART]) for rows in (a, b) if part):
         return None
-    if both.duplicated(["seed", "sample_id"]).any():
+    if both.duplicated(["seed", "sample_id", *part]).any():
         raise DataError("a model answered one sample several times under different settings: compare single runs")
     try:
         return both, pair(both)

@@ -57,7 +57,7 @@ def measure(rows: pd.DataFrame) -> Interval:
         mean, low, high = (nats(_metric(rows), number) for number in (value, low, high))
         return Interval(mean, low, high, len(rows), "bootstrap")
     if (name := _aggregation(rows)) is not None:
-        return corpus(name, tuple(_ordered(rows)["item"].astype("str")))
+        return corpus(name, _texts(rows))
     samples = rows["sample"].to_numpy() if "sample" in rows else None
     distinct = samples is None or len(samples) == len(set(samples.tolist()))
     return interval(rows["score"].to_numpy(), None if distinct else samples, rows["weight"].to_numpy())
@@ -123,21 +123,20 @@ class _Mean:
 
 
 def _drawn(rows: pd.DataFrame, seed: int) -> NDArray[np.float64]:
-    """The number of one cell as people read it, of draws of its samples.
-
-    Those of two seeds are independent, those of two models with one seed are of the same samples.
-    """
+    """The number of one cell as people read it, of draws of its samples; those of two seeds are independent."""
     if (name := _aggregation(rows)) is not None:
-        found = _corpus_draws(name, tuple(_ordered(rows)["item"].astype("str")))
-        return np.random.default_rng(seed).permutation(found)
+        return np.random.default_rng(seed).permutation(_corpus_draws(name, _texts(rows)))
     found = bootstrap_means(rows["score"].to_numpy(), None, rows["weight"].to_numpy(), seed=seed)
     return np.exp(found) if _metric(rows) in PERPLEXITIES else found
 
 
 def _moved(first: pd.DataFrame, second: pd.DataFrame, seed: int) -> NDArray[np.float64]:
     """The difference first - second of the numbers, of draws of their common samples."""
-    if _aggregation(first) is not None:
-        return _drawn(first, seed) - _drawn(second, seed)
+    if (name := _aggregation(first)) is not None:
+        found = [_corpus_draws(name, _texts(rows)) for rows in (first, second)]
+        # Of more draws the first are of the same samples.
+        fewest = min(map(len, found))
+        return np.random.default_rng(seed).permutation(found[0][:fewest] - found[1][:fewest])
     if _metric(first) in PERPLEXITIES:
         statistic = _Mean(_metric(first))
         pairs = [list(zip(rows["score"], rows["weight"], strict=True)) for rows in (first, second)]
@@ -176,11 +175,11 @@ def _aggregation(rows: pd.DataFrame) -> str | None:
     return names.pop() or None
 
 
-def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
-    """Records in the order of their samples."""
+def _texts(rows: pd.DataFrame) -> tuple[str, ...]:
+    """Items in the order of their samples."""
+    items, seeds = rows["item"].astype("str").tolist(), rows["seed"].tolist()
     places = [_place(name) for name in rows["sample_id"].astype("str")]
-    order = sorted(range(len(rows)), key=lambda i: (rows["seed"].iloc[i], *places[i]))
-    return rows.iloc[order]
+    return tuple(items[i] for i in sorted(range(len(rows)), key=lambda i: (seeds[i], *places[i])))
 
 
 def _place(sample_id: str) -> tuple[int, str]:

@@ -1,5 +1,6 @@
 """Numbers of all samples together: what a record keeps of one, intervals, differences, groups' averages."""
 
+import dataclasses
 import math
 import random
 from contextlib import suppress
@@ -14,8 +15,10 @@ from evalsuite import groups, items
 from evalsuite.lm_eval_bridge import corpus as bridge
 from evalsuite.lm_eval_bridge import standins
 from evalsuite.lm_eval_bridge.measures import Measures
+from evalsuite.reports import cells, compare, frame
 from evalsuite.stats import Sums, chance, corpus, draws, ends
 from gdn2.errors import DataError, UserError
+from tests.evalsuite.test_schema import KEPT
 
 texts = st.text(st.characters(exclude_categories=()), max_size=9)  # lone surrogates and control characters too
 scalars = st.one_of(
@@ -218,3 +221,57 @@ def test_stand_ins_are_there_for_as_long_as_asked() -> None:
 )  # fmt: skip
 def test_squads_metrics(gold: str, said: str, same: int, f1: float) -> None:
     assert standins.exact(gold, said) == same and standins.overlap(gold, said) == pytest.approx(f1)
+
+
+def kept(model: str, task: str, values: list[float]) -> list[dict]:
+    """Records of medians: of a number made from all samples together."""
+    base = {"model": model, "checkpoint": model, "task": task, "metric": "med", "aggregation": "lm_eval:median"}
+    return [
+        dataclasses.asdict(
+            dataclasses.replace(
+                KEPT, **base, item=items.dumps(value), sample_id=str(i), key=f"{model}{task}{i:030}"
+            )
+        )
+        for i, value in enumerate(values)
+    ]
+
+
+def grouped(*rows: dict, by_size: bool = True) -> frame.Records:
+    """Records of a run that asked for a group of two tasks."""
+    group = groups.Group("g", ("a", "b"), (groups.Averaged("med", None, by_size),))
+    run = {"model": {}, "invocations": [{"resolved": [], "groups": groups.content([group])}]}
+    return dataclasses.replace(frame.from_rows(rows, texts=True), runs={"m-0123456789ab": run})
+
+
+def test_a_group_is_made_of_the_numbers_of_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "WORK", 4000)
+    rng = random.Random(5)
+    short, long = ([round(rng.random(), digits) for _ in range(21)] for digits in (1, 15))
+    a, b = kept("m", "a", short), kept("m", "b", long[:11])
+    for by_size, wanted in ((True, (21, 11)), (False, (1, 1))):
+        table = cells.summary(grouped(*a, *b, by_size=by_size)).set_index("task")
+        values = (table.loc["a", "mean"], table.loc["b", "mean"])
+        assert values == (sorted(short)[10], sorted(long[:11])[5])
+        assert table.loc["g", "mean"] == groups.average(values, wanted)
+        assert table.loc["g", "low"] < table.loc["g", "mean"] < table.loc["g", "high"] and table.loc["g", "n"] == 32
+    assert "g" not in set(cells.summary(grouped(*a))["task"])  # one of its tasks was not asked
+    failed = {**a[0], "item": None, "aggregation": None, "schema_version": 1, "error": "oom"}
+    assert cells.summary(grouped(failed, *a[1:], *b)).set_index("task").loc["g", ["n", "asked"]].tolist() == [31, 32]
+
+
+def test_pairs_are_of_the_same_draws_whatever_their_items_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "WORK", 4000)
+    rng = random.Random(6)
+    short = [round(rng.random(), 1) for _ in range(25)]
+    longer = [value + 1 + 1e-13 for value in short]  # one more each, in four times the characters
+    assert len({len(draws(bridge.aggregate("lm_eval:median"), found)) for found in (short, longer)}) == 2
+    first = grouped(*kept("m", "a", short), *kept("m", "b", short))
+    second = grouped(*kept("n", "a", longer), *kept("n", "b", longer))
+    made = {found.task: found for found in compare.comparisons(first, second)}
+    assert set(made) == {"a", "b", "g"}
+    for found in made.values():
+        assert found.difference.mean == pytest.approx(1) == found.second - found.first
+        assert (found.difference.low, found.difference.high) == pytest.approx((1, 1)) and found.difference.p < 1e-6
+    part = grouped(*kept("n", "a", longer), *kept("n", "b", [7.0]))
+    part.frame.loc[part.frame["task"] == "b", "target"] = "another"
+    assert {found.task for found in compare.comparisons(first, part)} == {"a"}

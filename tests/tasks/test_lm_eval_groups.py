@@ -298,6 +298,12 @@ def test_models_are_compared_and_shown(home: Path, tmp_path: Path) -> None:
     assert (moved.value, moved.low, moved.high, p.value) == (0, 0, 0, 1)
     text = actions.tables([tmp_path], actions.Shape("task,metric", "model"), [], actions.Output(), print)
     assert "lm_eval:kobest " in text and "ter" in text
+    assert "Numbers of all samples together are made by lm-eval 0.4.13." in text
+    run = json.loads((good / runfile.NAME).read_text())
+    run["invocations"][0]["provenance"]["packages"]["lm-eval"] = "0.4.99"
+    (good / runfile.NAME).write_text(json.dumps(run))
+    text = actions.tables([tmp_path], actions.Shape("task,metric", "model"), [], actions.Output(), print)
+    assert "are made by lm-eval 0.4.13; their records by lm-eval: 0.4.99" in " ".join(text.split())
     with pytest.raises(DataError, match="only bleu, chrf, ter: --rows task,metric"):
         actions.tables([good], actions.Shape(), ["task=lm_eval:wmt16-ro-en"], actions.Output(), print)
     report(["--runs", str(tmp_path), "--out", str(tmp_path / "page.html")])
