@@ -74,7 +74,9 @@ def _packaged(name: str) -> list[Task]:
 def get(name: str) -> Task:
     """The task called `name`; lm_eval:NAME is lm-eval's own. Raises UserError with close matches where it is none."""
     if name.startswith(FOREIGN):
-        (task,) = _foreign(name)
+        task, *more = _foreign(name)
+        if more:
+            raise UserError(f"{name} is {len(more) + 1} tasks: name one of them, such as {task.name}")
         return task
     return _registry()[0][_known(name, names())]
 

@@ -213,7 +213,7 @@ def summary(records: Records) -> pd.DataFrame:
 
     Columns: those of `CELL` and `run` (see `separated`); mean, low, high (scores as recorded, 95 % interval), method,
     n (samples), asked (samples the runs were to answer, at least n + errors), errors, prompt_min and prompt_mean
-    (tokens), shares (read in percent: all scores within 0..1), lower (whether less is better), runs (their ids),
+    (tokens), shares (read in percent: scores within 0..1), lower (whether less is better), runs (their ids),
     problem (why there is no number, "" where there is one). Scores count by their weights.
     """
     import pandas as pd
@@ -229,6 +229,11 @@ def summary(records: Records) -> pd.DataFrame:
         runs = sorted(group["run_id"].unique())
         rows[key] = named | {"runs": tuple(runs)} | _measure(group, errors, _planned(named, runs, asked))
         rows[key]["lower"] = named["metric"] in PERPLEXITIES or (named["task"], named["metric"]) in lower
+    # A number whose range is not known may stand beside shares of the same name: then all are shown as they are.
+    unknown = [key for key, group in found.items() if not {"", *PERCENT} >= set(group["aggregation"].unique())]
+    others = {rows[key]["metric"] for key in unknown}
+    for row in rows.values():
+        row["shares"] &= row["metric"] not in others
     # Cells in which every sample failed are cells too.
     empty: dict[str, object] = dict.fromkeys(("mean", "low", "high", "prompt_min", "prompt_mean"))
     empty |= {"method": "", "n": 0, "shares": True, "lower": False, "runs": (), "problem": ""}

@@ -284,10 +284,12 @@ def test_a_task_that_a_group_asks_in_its_own_way_is_another(home: Path) -> None:
     assert [prompt.count("Answer:") for prompt in prompts] == [6, 1]
     assert asked.data_digest(Setting("lm-eval")) != plain.data_digest(Setting("lm-eval"))
     assert [task.protocol for task in tasks.resolve("lm_eval:kobest@lm-eval")] == ["lm-eval"] * 5
+    with pytest.raises(UserError, match="lm_eval:glue is 9 tasks: name one of them, such as lm_eval:cola"):
+        tasks.get("lm_eval:glue")
 
 
 def test_models_are_compared_and_shown(home: Path, tmp_path: Path) -> None:
-    names = "lm_eval:kobest,lm_eval:cola,lm_eval:wmt16-ro-en"
+    names = "lm_eval:kobest,lm_eval:cola,lm_eval:wmt16-ro-en,lm_eval:mrpc"
     good = ask(names, home, ScriptedBackend(poor_copy, "good"), tmp_path)
     bad = ask(names, home, ScriptedBackend(lambda prompt: "no word of it", "bad"), tmp_path)
     grid = compare.build([frame.load([path], texts=["target"]) for path in (bad, good)])
@@ -298,6 +300,9 @@ def test_models_are_compared_and_shown(home: Path, tmp_path: Path) -> None:
     assert (moved.value, moved.low, moved.high, p.value) == (0, 0, 0, 1)
     text = actions.tables([tmp_path], actions.Shape("task,metric", "model"), [], actions.Output(), print)
     assert "lm_eval:kobest " in text and "ter" in text
+    shares = {(e["task"], e["metric"]): e["shares"] for e in cells.summary(frame.load([good])).to_dict("records")}
+    # F1 of MRPC is read as that of KoBEST beside it, whose range is not known.
+    assert not shares["lm_eval:mrpc", "f1"] and shares["lm_eval:mrpc", "acc"] and shares["lm_eval:cola", "mcc"]
     assert "Numbers of all samples together are made by lm-eval 0.4.13." in text
     run = json.loads((good / runfile.NAME).read_text())
     run["invocations"][0]["provenance"]["packages"]["lm-eval"] = "0.4.99"
