@@ -19,6 +19,8 @@ from gdn2.errors import DataError, UserError
 from tasks.data import shelf
 from tasks.data.formats import read_json_lines, read_parquet
 
+_SHOTS = re.compile("([0-9]{1,3})-shot/")
+
 __all__ = ["PREFIX", "fetch", "import_copy", "members", "open_tasks"]
 
 
@@ -75,23 +77,28 @@ class Fetched(Mapping[str, Any]):
 def open_tasks(name: str) -> list[Task]:
     """The tasks that `lm_eval:NAME` stands for: one, those of a group or tag of lm-eval, or GROUP/TASK, one of these.
 
-    Raises UserError where lm-eval has no such name, or a task that cannot run here.
+    `lm_eval:5-shot/NAME` are the same with five examples in each prompt. Raises UserError where lm-eval has no such
+    name, or a task that cannot run here.
     """
     plain = name.removeprefix(PREFIX)
-    group, slash, _ = plain.partition("/")
+    shots = _SHOTS.match(plain)
+    rest = plain[shots.end() :] if shots else plain
+    group, slash, _ = rest.partition("/")
     several = index.expand(group)
-    if several is None:
-        return [_opened_task(index.Member(plain), shelf.folder())]
     if slash:
-        return [_opened_task(_one_of(several, name), shelf.folder())]
-    opened = (_opened_task(member, shelf.folder()) for member in several.members)
-    return [cast(Task, Chosen(task, groups=several.groups)) for task in opened]
+        several = index.Several((_one_of(several, PREFIX + rest),), ())
+    elif several is None:
+        several = index.Several((index.Member(group),), ())
+    if shots:
+        several = index.with_examples(several, int(shots[1]))
+    opened = [_opened_task(member, shelf.folder()) for member in several.members]
+    return [cast(Task, Chosen(task, groups=several.groups)) for task in opened] if several.groups else [*opened]
 
 
-def _one_of(several: index.Several, name: str) -> index.Member:
-    known = {member.name: member for member in several.members}
+def _one_of(several: index.Several | None, name: str) -> index.Member:
+    known = {member.name: member for member in several.members} if several else {}
     if name not in known:
-        raise UserError(f"{name[:80]} is no task of that group; there are {', '.join(known)[:300]}")
+        raise UserError(f"{name[:80]} is no task of a group; there are {', '.join(known)[:300] or 'none'}")
     return known[name]
 
 

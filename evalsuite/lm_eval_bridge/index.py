@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -174,6 +174,29 @@ def expand(name: str) -> Several | None:
         return Several(tuple(Member(task) for task in sorted(names().tags[name])), ())
     groups: list[Group] = []
     return Several(tuple(_of_group(name, _config(name), {}, "", groups)), tuple(groups))
+
+
+def with_examples(several: Several, count: int) -> Several:
+    """The same with `count` examples in each prompt, as lm-eval's `--num_fewshot` asks.
+
+    As there, a task whose configuration says 0 stays without. Raises UserError where all do.
+    """
+    from evalsuite.lm_eval_bridge.loading import configuration
+
+    made = {}
+    for member in several.members:
+        if configuration(member.task, member.changes).get("num_fewshot") == 0:
+            made[member.name] = member
+            continue
+        within = f"{count}-shot/{member.within}" if member.changes else f"{count}-shot"
+        made[member.name] = replace(member, changes={**member.changes, "num_fewshot": count}, within=within)
+    if all(name == member.name for name, member in made.items()):
+        raise UserError(f"{', '.join(made)[:200]} has no examples in its prompts: lm-eval's configuration says 0")
+    groups = [
+        replace(g, name=f"{PREFIX}{count}-shot/{g.name[len(PREFIX) :]}", tasks=tuple(made[t].name for t in g.tasks))
+        for g in several.groups
+    ]
+    return Several(tuple(made.values()), tuple(groups))
 
 
 def _config(group: str) -> Mapping[str, Any]:

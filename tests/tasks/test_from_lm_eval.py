@@ -154,8 +154,12 @@ def test_a_changed_file_is_refused(home: Path, hub: list[str], monkeypatch: pyte
         ("niah_single_1", "makes its data when it is loaded; RULER's tasks are here under their own names"),
         ("humaneval", "runs the code that a model writes, which is not done here"),
         ("mmmu_val_math", "asks about images or sounds"),
-        ("mmlu/piqa", r"lm_eval:mmlu/piqa is no task of that group; there are lm_eval:mmlu_abstract_algebra, "),
+        ("mmlu/piqa", r"lm_eval:mmlu/piqa is no task of a group; there are lm_eval:mmlu_abstract_algebra, "),
         ("flan_held_in", "defines tasks of its own"),
+        ("piqa/x", "lm_eval:piqa/x is no task of a group; there are none"),
+        ("5-shot/nothing_such", "lm-eval has no task, group or tag 'nothing_such'"),
+        ("5-shot/", "is not the name of a task"),
+        ("3-shot/truthfulqa_gen", "lm_eval:truthfulqa_gen has no examples in its prompts"),
     ],
 )
 def test_names_that_are_no_task(name: str, message: str) -> None:

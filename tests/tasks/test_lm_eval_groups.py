@@ -100,7 +100,7 @@ def ask(names: str, home: Path, backend: Backend, out: Path) -> Path:
     return out / "runs" / plan.run_id
 
 
-def theirs(names: Sequence[str], lm: object) -> dict:
+def theirs(names: Sequence[str], lm: object, **options: object) -> dict:
     """What lm-eval by itself makes of the same model and data."""
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -109,7 +109,8 @@ def theirs(names: Sequence[str], lm: object) -> dict:
     with warnings.catch_warnings(), stand_ins(), loading.quiet():
         warnings.simplefilter("ignore")
         manager = TaskManager(include_path=sorted(folders), include_defaults=False)
-        found = lm_eval.simple_evaluate(model=lm, tasks=list(names), task_manager=manager, bootstrap_iters=0)
+        options = {"task_manager": manager, "bootstrap_iters": 0, **options}
+        found = lm_eval.simple_evaluate(model=lm, tasks=list(names), **options)
     return found["results"]
 
 
@@ -214,6 +215,23 @@ def test_nested_groups(home: Path, tmp_path: Path) -> None:
     assert ("lm_eval:mmlu_humanities", "acc") in part and len(part) == 1 + 13 + 1
     with pytest.raises(DataError, match="no records fit"):
         actions.tables([tmp_path], actions.Shape("model", "task"), ["task=nothing"], actions.Output(), print)
+
+
+def test_examples_in_the_prompts_are_lm_evals(home: Path, tmp_path: Path) -> None:
+    from evalsuite.lm_eval_bridge.model import Gdn2LM
+
+    backend = ScriptedBackend(str)
+    found = numbers(ask("lm_eval:3-shot/kobest,lm_eval:3-shot/cola", home, backend, tmp_path))
+    assert ("lm_eval:3-shot/kobest", "f1") in found and ("lm_eval:3-shot/kobest_wic", "acc") in found
+    plain = {(task.replace("3-shot/", ""), metric): entry for (task, metric), entry in found.items()}
+    assert same(plain, theirs(["kobest", "cola"], Gdn2LM(backend), num_fewshot=3)) == 15
+    (task,) = tasks.resolve("lm_eval:3-shot/cola")
+    assert task.samples(Setting("lm-eval"), ByteTokenizer())[0].requests[0].context.text.count("Answer:") == 4
+    # As in lm-eval a task whose configuration says 0 stays as it is, and a number of examples goes before a group's.
+    names = {task.name for task in tasks.resolve("lm_eval:2-shot/openllm")}
+    assert {"lm_eval:2-shot/openllm/hellaswag", "lm_eval:openllm/truthfulqa_mc1"} <= names
+    (one,) = tasks.resolve("lm_eval:2-shot/openllm/hellaswag")
+    assert dict(one.member.changes) == {"fewshot_split": "train", "num_fewshot": 2}
 
 
 def test_missing_data_of_one_task_of_a_group_are_named_before_a_model_loads(
