@@ -19,8 +19,6 @@ from gdn2.errors import DataError, UserError
 from tasks.data import shelf
 from tasks.data.formats import read_json_lines, read_parquet
 
-_SHOTS = re.compile("([0-9]{1,3})-shot/")
-
 __all__ = ["PREFIX", "fetch", "import_copy", "members", "open_tasks"]
 
 
@@ -80,26 +78,9 @@ def open_tasks(name: str) -> list[Task]:
     `lm_eval:5-shot/NAME` are the same with five examples in each prompt. Raises UserError where lm-eval has no such
     name, or a task that cannot run here.
     """
-    plain = name.removeprefix(PREFIX)
-    shots = _SHOTS.match(plain)
-    rest = plain[shots.end() :] if shots else plain
-    group, slash, _ = rest.partition("/")
-    several = index.expand(group)
-    if slash:
-        several = index.Several((_one_of(several, PREFIX + rest),), ())
-    elif several is None:
-        several = index.Several((index.Member(group),), ())
-    if shots:
-        several = index.with_examples(several, int(shots[1]))
+    several = index.named(name.removeprefix(PREFIX))
     opened = [_opened_task(member, shelf.folder()) for member in several.members]
     return [cast(Task, Chosen(task, groups=several.groups)) for task in opened] if several.groups else [*opened]
-
-
-def _one_of(several: index.Several | None, name: str) -> index.Member:
-    known = {member.name: member for member in several.members} if several else {}
-    if name not in known:
-        raise UserError(f"{name[:80]} is no task of a group; there are {', '.join(known)[:300] or 'none'}")
-    return known[name]
 
 
 # A member's changes have no hash; its name stands for them.
@@ -144,10 +125,11 @@ def fetch(name: str, home: Path) -> str:
 
     (kept,) = open_tasks(name)
     assert isinstance(kept, LmEvalTask)
-    with suppress(DataError):
+    with suppress(DataError), quiet():
         return f"{name}: {len(kept.task.eval_docs)} examples, there already"
     task = LmEvalTask(kept.member, source, str, online=True)
-    examples = len(task.task.eval_docs)
+    with quiet():
+        examples = len(task.task.eval_docs)
     count = _keep(seen, home, "hf:{}", "see its page on the hub")
     return f"{name}: {examples} examples, {count} files"
 

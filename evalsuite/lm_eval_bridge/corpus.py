@@ -6,7 +6,6 @@ a metric `mcc`. Only what lm-eval's own configuration names is ever called, what
 
 from __future__ import annotations
 
-import importlib
 import math
 import random
 import warnings
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from evalsuite.lm_eval_bridge import index, loading
@@ -31,7 +29,7 @@ def named(aggregation: str) -> str:
 
 
 def own(task: str, metric: str) -> str:
-    """How a record names the aggregation that lm-eval's `task` has for `metric`."""
+    """How a record names the aggregation that a task of lm-eval, or one as a group asks it, has for `metric`."""
     return f"{PREFIX}{task}/{metric}"
 
 
@@ -93,12 +91,12 @@ def aggregate(name: str) -> Aggregate:
     import lm_eval.api.metrics  # noqa: F401  registers them
 
     plain = name.removeprefix(PREFIX)
-    task, slash, metric = plain.partition("/")
+    task, slash, metric = plain.rpartition("/")
     try:
         if not name.startswith(PREFIX):
             raise LookupError("not a name of lm-eval's")
         function = _own(task, metric) if slash else AGGREGATION_REGISTRY[plain]
-    except (LookupError, ImportError, AttributeError, TypeError, OSError, UserError) as error:
+    except (LookupError, ValueError, ImportError, AttributeError, TypeError, OSError, UserError) as error:
         reason = "" if isinstance(error, KeyError) else f": {' '.join(str(error).split())[:120]}"
         raise DataError(f"{at} has no aggregation {plain[:80]!r}{reason}") from None
     return Aggregate(name, function)
@@ -106,29 +104,17 @@ def aggregate(name: str) -> Aggregate:
 
 def _own(task: str, metric: str) -> Any:
     """The aggregation function that the configuration of `task` names for `metric`."""
-    config = loading.configuration(task)
+    (member,) = index.named(task).members
+    config = loading.configuration(member.task, member.changes)
     with loading.quiet(), loading.without_network(), stand_ins():
         if "class" in config:
-            kind = _imported(str(config["class"]))
+            kind = loading.imported(str(config["class"]))
             # Its constructor reads data, which a table has no need of.
             return kind.aggregation(object.__new__(kind))[metric]
         for entry in config.get("metric_list") or ():
             if str(entry.get("metric")).rsplit(".", 1)[-1] == metric and (found := entry.get("aggregation")):
-                return _imported(str(found))
+                return loading.imported(str(found))
     raise LookupError(f"its task {task} has no metric {metric}")
-
-
-def _imported(place: str) -> Any:
-    """The function at "DIRECTORY/module.name", as lm-eval's index writes the `!function module.name` of its files."""
-    folder, _, dotted = place.rpartition("/")
-    module, _, name = dotted.rpartition(".")
-    root = index.root()
-    file = Path(folder) / f"{module.replace('.', '/')}.py"
-    if file.is_file() and root in file.parents:
-        module = ".".join(["lm_eval", "tasks", *file.relative_to(root).with_suffix("").parts])
-    if not module.startswith("lm_eval."):
-        raise LookupError(f"{dotted} is not lm-eval's own")
-    return getattr(importlib.import_module(module), name)
 
 
 def _pairs(items: Sequence[Any]) -> Any:

@@ -21,13 +21,15 @@ from gdn2.errors import UserError
 PREFIX = "lm_eval:"
 Kind = Literal["task", "group", "tag"]
 
+_SHOTS = re.compile("([0-9]{1,3})-shot/")
 _NAME = re.compile(r"[\w.:+-]{1,120}")
 _SAYS = re.compile(
     r"^[\"']?(task|group|tag|include|class)[\"']?[ \t]*:(.*(?:\n(?:[ \t-].*|[ \t]*(?:#.*)?(?=\n)))*)", re.MULTILINE
 )
 _ITEM = re.compile(r"^[ \t]*-[ \t]*(.*)$", re.MULTILINE)
 _GROUP_KEYS = {"group", "group_alias", "task", "aggregate_metric_list", "metadata", "tag", "include"}
-_DISPLAY = {"task", "group", "task_alias"}  # of an entry of a group: what changes nothing about a task
+# Of an entry of a group: what changes nothing about a task.
+_DISPLAY = {"task", "group", "task_alias", "group_alias", "aggregate_metric_list"}
 
 
 def root() -> Path:
@@ -65,8 +67,8 @@ class Member:
         return f"{PREFIX}{self.within}/{self.task}" if self.changes else PREFIX + self.task
 
     def told(self) -> list[str]:
-        """The changes as texts."""
-        return [f"{key}={value!r}" for key, value in sorted(self.changes.items())]
+        """The changes as texts, the same wherever lm-eval is installed."""
+        return [f"{key}={value!r}".replace(str(root()), "") for key, value in sorted(self.changes.items())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,25 @@ def _values(text: str) -> list[str]:
 
 def _bare(text: str) -> str:
     return re.sub(r"[ \t]+#.*", "", f" {text}").strip().strip("\"'")
+
+
+def named(name: str) -> Several:
+    """What NAME stands for in `lm_eval:NAME`: a task, what a group or tag holds, GROUP/TASK, or N-shot/ before these.
+
+    Raises UserError as `expand` and `with_examples` do.
+    """
+    shots = _SHOTS.match(name)
+    rest = name[shots.end() :] if shots else name
+    group, slash, _ = rest.partition("/")
+    several = expand(group)
+    if slash:
+        known = {member.name: member for member in several.members} if several else {}
+        if PREFIX + rest not in known:
+            there = ", ".join(known)[:300] or "none"
+            raise UserError(f"{PREFIX}{rest[:80]} is no task of a group; there are {there}")
+        several = Several((known[PREFIX + rest],), ())
+    several = several or Several((Member(group),), ())
+    return with_examples(several, int(shots[1])) if shots else several
 
 
 def expand(name: str) -> Several | None:

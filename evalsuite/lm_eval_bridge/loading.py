@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from evalsuite.lm_eval_bridge.index import find
+from evalsuite.lm_eval_bridge.index import find, root
 from evalsuite.lm_eval_bridge.standins import stand_ins
 from gdn2.errors import DataError, UserError
 
@@ -78,7 +79,7 @@ def load(
     unused = _without_examples(configuration(name, changes))
     with quiet(), data_from(source), stand_ins(), nullcontext() if online else without_network():
         try:
-            asked = {"task": name, **changes, **unused}
+            asked = {"task": name, **_resolved(changes), **unused}
             found = manager(find(name).parent).load({"group": "gdn2", "task": [asked]})
         except UserError:
             raise
@@ -87,6 +88,27 @@ def load(
         except Exception as error:  # whatever lm-eval, a task's functions or its templates say of odd data
             raise DataError(f"lm-eval cannot load its task {name}: {type(error).__name__}: {_reason(error)}") from error
         return found["tasks"][name]
+
+
+def imported(place: str) -> Any:
+    """The function at "DIRECTORY/module.name", as lm-eval's index writes the `!function module.name` of its files."""
+    folder, _, dotted = place.rpartition("/")
+    module, _, name = dotted.rpartition(".")
+    file = Path(folder) / f"{module.replace('.', '/')}.py"
+    if file.is_file() and root() in file.parents:
+        module = ".".join(["lm_eval", "tasks", *file.relative_to(root()).with_suffix("").parts])
+    if not module.startswith("lm_eval."):
+        raise LookupError(f"{dotted} is not lm-eval's own")
+    return getattr(importlib.import_module(module), name)
+
+
+def _resolved(value: Any) -> Any:
+    """A value of a configuration with the functions that it names."""
+    if isinstance(value, Mapping):
+        return {key: _resolved(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_resolved(each) for each in value]
+    return imported(value) if isinstance(value, str) and value.startswith(f"{root()}/") else value
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class Measures:
 
     Args:
         task: lm-eval's object.
-        name: its name in lm-eval.
+        name: what records call it, without the prefix.
     """
 
     def __init__(self, task: Any, name: str) -> None:

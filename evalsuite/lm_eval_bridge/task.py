@@ -12,7 +12,7 @@ from typing import Any
 from evalsuite.lm_eval_bridge import loading
 from evalsuite.lm_eval_bridge.encoding import DOCUMENT_FIELDS, PROTOCOL, documents, pairs, prompt
 from evalsuite.lm_eval_bridge.generating import chosen, generations, sampling_fields
-from evalsuite.lm_eval_bridge.index import Member
+from evalsuite.lm_eval_bridge.index import PREFIX, Member
 from evalsuite.lm_eval_bridge.measures import Measures
 from evalsuite.lm_eval_bridge.standins import stand_ins
 from evalsuite.types import Field, Request, Response, Sample, Score, Setting, Tokenizer, expanded
@@ -60,7 +60,7 @@ class LmEvalTask:
         """lm-eval's object, made when first asked for. Raises as `loading.load` does."""
         if self._loaded is None:
             loaded = loading.load(self._plain, self._source, self.member.changes, self._online)
-            self._measures, self._ensembles = Measures(loaded, self._plain), _filters(loaded)
+            self._measures, self._ensembles = Measures(loaded, self.name.removeprefix(PREFIX)), _filters(loaded)
             self._loaded = loaded
         return self._loaded
 

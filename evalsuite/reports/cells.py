@@ -228,7 +228,8 @@ def summary(records: Records) -> pd.DataFrame:
         named, errors = dict(zip(MEMBER, key, strict=True)), int(failed.pop(key, 0))
         runs = sorted(group["run_id"].unique())
         rows[key] = named | {"runs": tuple(runs)} | _measure(group, errors, _planned(named, runs, asked))
-        rows[key]["lower"] = named["metric"] in PERPLEXITIES or (named["task"], named["metric"]) in lower
+        plain = named["metric"].partition(",")[0]  # without the filter that lm-eval's answers went through
+        rows[key]["lower"] = named["metric"] in PERPLEXITIES or (named["task"], plain) in lower
     # A number whose range is not known may stand beside shares of the same name: then all are shown as they are.
     unknown = [key for key, group in found.items() if not {"", *PERCENT} >= set(group["aggregation"].unique())]
     others = {rows[key]["metric"] for key in unknown}

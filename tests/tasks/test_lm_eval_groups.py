@@ -55,6 +55,9 @@ def rows(path: str, name: str) -> list[dict]:
         return [{"context": text(rng), "question": text(rng), "answers": {"text": [text(rng, 3)]}} for _ in range(9)]
     if path == "RMT-team/babilong-1k-samples":
         return [{"input": text(rng), "question": text(rng), "target": rng.choice(WORDS)} for _ in range(8)]
+    if path == "MBZUAI-Paris/DarijaBench":
+        said = [{"role": role, "content": text(rng)} for role in ("user", "assistant")]
+        return [{"messages": said, "direction": ("ar_dr", "dr_ar")[i % 2], "dataset": "x"} for i in range(6)]
     if path == "csebuetnlp/xlsum":
         return [{"title": text(rng), "text": text(rng, 20), "summary": text(rng)} for _ in range(10)]
     size = {"boolq": 12, "copa": 9, "hellaswag": 7, "sentineg": 5, "wic": 6, "cola": 15, "mrpc": 14}[name]
@@ -66,7 +69,7 @@ def rows(path: str, name: str) -> list[dict]:
 
 def load(path: str, name: str | None = None, **options: object) -> datasets.DatasetDict:
     split = datasets.Dataset.from_list(rows(path, name or ""))
-    return datasets.DatasetDict(dict.fromkeys(("train", "dev", "validation", "test", "qa1"), split))
+    return datasets.DatasetDict(dict.fromkeys(("train", "dev", "validation", "test", "qa1", "transliteration"), split))
 
 
 def hub(path: str, name: str | None = None, split: str | None = None, **options: object) -> object:
@@ -232,6 +235,21 @@ def test_examples_in_the_prompts_are_lm_evals(home: Path, tmp_path: Path) -> Non
     assert {"lm_eval:2-shot/openllm/hellaswag", "lm_eval:openllm/truthfulqa_mc1"} <= names
     (one,) = tasks.resolve("lm_eval:2-shot/openllm/hellaswag")
     assert dict(one.member.changes) == {"fewshot_split": "train", "num_fewshot": 2}
+
+
+def test_a_group_may_give_its_tasks_other_metrics(home: Path, tmp_path: Path) -> None:
+    directory = ask("lm_eval:darija_transliteration", home, ScriptedBackend(lambda prompt: prompt), tmp_path)
+    table = cells.summary(frame.load([directory])).set_index(["task", "metric"])
+    name = "lm_eval:darija_transliteration/transliteration_ar_dr"
+    counts = {metric.removesuffix(",STRIP_ANSWER"): n for metric, n in table.loc[name, "n"].items()}
+    assert counts == {"bert": 0, "bleu": 3, "chrf": 3, "ter": 3}
+    assert table.loc[(name, "ter,STRIP_ANSWER"), "lower"] and not table.loc[(name, "bleu,STRIP_ANSWER"), "lower"]
+    assert "'bertscore' is code of the hub's evaluate" in table.loc[(name, "bert,STRIP_ANSWER"), "problem"]
+    # The task has one function of its own, the group another one.
+    found = [bridge.aggregate(f"lm_eval:{place}/bert").function.__name__ for place in (name[8:], name.split("/")[1])]
+    assert found == ["mbert", "darijabert"]
+    told = tasks.get(name).member.told()
+    assert "/darija_bench/darija_transliteration/utils.mbert" in told[0] and str(index.root()) not in told[0]
 
 
 def test_missing_data_of_one_task_of_a_group_are_named_before_a_model_loads(

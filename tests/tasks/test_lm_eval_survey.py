@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from evalsuite.lm_eval_bridge import corpus, generating, index, loading
+from evalsuite.lm_eval_bridge import generating, index, loading
 from evalsuite.lm_eval_bridge.standins import stand_ins
 from evalsuite.types import Prompt
 from gdn2.errors import UserError
@@ -41,7 +41,7 @@ def imported(place: str) -> Any:
     """The function that a configuration names, or the reason why it cannot be had."""
     try:
         with loading.quiet(), stand_ins():
-            return corpus._imported(place)
+            return loading.imported(place)
     except (ImportError, SystemExit) as error:
         return BROKEN if "load_metric" in str(error) else LACKING
     except (UserError, RuntimeError):
