@@ -132,7 +132,7 @@ def paper(
         raise UserError(f"published {quoted(published)} is unknown; {suggest(published, PUBLISHED)}")
     if check and out is None:
         raise UserError("--check compares a directory with the records: name it with --out")
-    records = select(load(runs, warn, targets=True), where)
+    records = select(load(throughput.beside_records(runs), warn, targets=True), where)
     grids = {item: papertables.build(item, records, PUBLISHED[published]) for item in papertables.TABLES}
     speeds = throughput.load(list(runs) or [DEFAULT])
     grids["figure2"] = throughput.grid(speeds, PUBLISHED[published])
@@ -211,7 +211,7 @@ def plot(runs: Sequence[Path], logs: Sequence[Path], where: Sequence[str], figur
             raise UserError(f"plot format {quoted(kind)} is unknown; {suggest(kind, known)}")
     drawings = [Drawing("training", partial(training.plot, [training.read(log) for log in logs]))] if logs else []
     if runs or not logs:
-        drawings += _of_records(select(load(runs, warn), where))
+        drawings += _of_records(select(load(throughput.beside_records(runs), warn), where))
         if speeds := throughput.load(list(runs) or [DEFAULT]):
             drawings.append(Drawing("speed", partial(throughput.against_length, speeds)))
             if any(speed.kind == "training" for speed in speeds):

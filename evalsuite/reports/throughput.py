@@ -52,6 +52,11 @@ def load(paths: Sequence[Path]) -> list[Speed]:
     return found
 
 
+def beside_records(paths: Sequence[Path]) -> list[Path]:
+    """Those of `paths` that hold more than measurements; all of them where none does."""
+    return [path for path in paths if (path / "runs").is_dir() or not (path / "bench").is_dir()] or list(paths)
+
+
 def _read(content: Mapping[str, Any]) -> list[Speed]:
     device = str(content.get("device", {}).get("before", {}).get("name", "unknown"))
     if content.get("kind") == "training":
@@ -115,12 +120,16 @@ def grid(speeds: Sequence[Speed], published: str) -> Grid:
 
 
 def _by_model(speeds: Sequence[Speed], shapes: Sequence[str]) -> dict[tuple[str, str, str], dict[str, Figure]]:
-    """Figures in thousand tokens a second by family, listed name and model; the last file counts."""
+    """Figures in thousand tokens a second by family, listed name and model, on its device where there are several.
+
+    The last file counts.
+    """
     found: dict[tuple[str, str, str], dict[str, Figure]] = {}
-    for s in speeds:
-        shape = f"{s.length}x{s.batch}"
-        if s.kind == "training" and shape in shapes:
-            found.setdefault((s.family, s.listed, s.model), {})[shape] = Figure(s.tokens_per_s / 1e3)
+    wanted = [s for s in speeds if s.kind == "training" and f"{s.length}x{s.batch}" in shapes]
+    several = len({s.device for s in wanted}) > 1
+    for s in wanted:
+        model = f"{s.model}, {s.device}" if several else s.model
+        found.setdefault((s.family, s.listed, model), {})[f"{s.length}x{s.batch}"] = Figure(s.tokens_per_s / 1e3)
     return found
 
 
@@ -162,11 +171,11 @@ def plot(speeds: Sequence[Speed], files: Sequence[Path]) -> None:
             _shapes(axes[0], f"{name} (published)", row, source.columns, looks[name])
         axes[0].set_title("published,\none H100")
         if ours:
-            device = next(s.device for s in reversed(speeds) if s.kind == "training")
+            device = ", ".join(sorted({s.device for s in speeds if s.kind == "training"}))
             for (_, listed, model), figures in ours.items():
                 row = {shape: figure.value or 0.0 for shape, figure in figures.items()}
                 _shapes(axes[1], model, row, source.columns, looks.setdefault(listed, len(looks)))
-            axes[1].set_title(f"measured,\n{escape.figure(device, 24)}")
+            axes[1].set_title(f"measured,\n{escape.figure(device, 48)}")
         top = max(ax.get_ylim()[1] for ax in axes)
         for ax in axes:
             ax.set_ylim(0, top)

@@ -62,7 +62,7 @@ def test_figure_2_as_a_table(bench):
 
 
 def test_a_model_the_figure_does_not_list_has_a_row_of_its_own(paperlike):
-    mine = throughput.Speed("training", "mine", "recurrent", "deltanet", 2048, 8, 5e4, None, "x")
+    mine = throughput.Speed("training", "mine", "recurrent", "deltanet", 2048, 8, 5e4, None, paperlike.SPEEDS[0].device)
     grid = throughput.grid([*paperlike.SPEEDS, mine], "all")
     assert [line.labels for line in grid.lines][-1] == ("deltanet", "mine")
     assert len(grid.lines) == 8
@@ -80,3 +80,19 @@ def test_the_figures_name_what_they_show(bench, tmp_path):
     )
     with pytest.raises(DataError, match="no measurements"):
         throughput.against_length([], [tmp_path / "d.svg"])
+
+
+def test_devices_are_told_apart(bench):
+    content = json.loads((bench / "bench" / "training_toy_1.json").read_text())
+    content["device"]["before"]["name"] = "Other GPU"
+    (bench / "bench" / "training_toy_2.json").write_text(json.dumps(content))
+    lines = throughput.grid(throughput.load([bench]), "matched").lines
+    assert [line.labels[1] for line in lines] == ["m3, Toy GPU", "m3, Other GPU"]
+
+
+def test_measurements_lie_beside_records_or_elsewhere(bench, tmp_path):
+    records = tmp_path / "one.jsonl"
+    assert throughput.beside_records([bench, records]) == [records]
+    assert throughput.beside_records([bench]) == [bench]
+    (bench / "runs").mkdir()
+    assert throughput.beside_records([bench, records]) == [bench, records]
