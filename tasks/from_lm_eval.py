@@ -130,7 +130,7 @@ def fetch(name: str, home: Path) -> str:
     task = LmEvalTask(kept.member, source, str, online=True)
     with quiet():
         examples = len(task.task.eval_docs)
-    count = _keep(seen, home, "hf:{}", "see its page on the hub")
+    count = _keep(seen, home, "hf:", "see its page on the hub")
     return f"{name}: {examples} examples, {count} files"
 
 
@@ -162,7 +162,7 @@ def import_copy(name: str, file: Path, home: Path) -> str:
         return found
 
     count = LmEvalTask(given.member, source, str).check()
-    _keep(seen, home, f"import:{file.name} sha256 {sha256(file.read_bytes()).hexdigest()} for {{}}", "the user's")
+    _keep(seen, home, f"import:{file.name} sha256 {sha256(file.read_bytes()).hexdigest()} for ", "the user's")
     _OPENED.pop((name, home), None)
     return f"{name}: {count} examples"
 
@@ -179,7 +179,7 @@ class _Own(dict[str, Any]):
 
 
 def _keep(seen: Mapping[str, Fetched], home: Path, source: str, licence: str) -> int:
-    """Keep the splits that were looked at; how many."""
+    """Keep the splits that were looked at; how many. `source` goes before what was asked for."""
     count = 0
     for asked, fetched in seen.items():
         for split, rows in fetched.used.items():
@@ -187,7 +187,7 @@ def _keep(seen: Mapping[str, Fetched], home: Path, source: str, licence: str) ->
             with quiet():
                 rows.to_parquet(buffer)
             file = f"{_place(asked)}/{split}.parquet"
-            entry = shelf.entry_of(buffer.getvalue(), source.format(f"{asked} {split}"), licence, len(rows))
+            entry = shelf.entry_of(buffer.getvalue(), f"{source}{asked} {split}", licence, len(rows))
             shelf.keep(home, {file: buffer.getvalue()}, {file: entry})
             count += 1
     return count

@@ -105,13 +105,7 @@ class LmEvalTask:
         with loading.quiet(), stand_ins():
             self.task.set_fewshot_seed(seed=FEWSHOT_SEED)
             for number, doc in self._documents(None):
-                try:
-                    self._instances(doc, number)
-                    self.task.doc_to_target(doc)
-                except Exception as error:  # whatever a template or a function of the task's says of odd data
-                    reason = " ".join(str(error).split())[:160]
-                    problem = f"record {number + 1} does not fit {self.name}: {type(error).__name__}: {reason}"
-                    raise DataError(problem) from error
+                self._instances(doc, number)
                 count += 1
         return count
 
@@ -119,6 +113,14 @@ class LmEvalTask:
         return list(self.task.doc_iterator(rank=0, limit=count, world_size=1))
 
     def _instances(self, doc: Any, number: int) -> list[Any]:
+        try:
+            return self._made(doc, number)
+        except Exception as error:  # whatever a template or a function of the task's says of odd data
+            reason = " ".join(str(error).split())[:160]
+            problem = f"record {number + 1} of {self.name} gives no prompt: {type(error).__name__}: {reason}"
+            raise DataError(problem) from error
+
+    def _made(self, doc: Any, number: int) -> list[Any]:
         task = self.task
         context = task.fewshot_context(
             doc, num_fewshot=task.config.num_fewshot or 0, gen_prefix=task.doc_to_prefix(doc),

@@ -233,6 +233,9 @@ def test_examples_in_the_prompts_are_lm_evals(home: Path, tmp_path: Path) -> Non
     # As in lm-eval a task whose configuration says 0 stays as it is, and a number of examples goes before a group's.
     names = {task.name for task in tasks.resolve("lm_eval:2-shot/openllm")}
     assert {"lm_eval:2-shot/openllm/hellaswag", "lm_eval:openllm/truthfulqa_mc1"} <= names
+    commands.fetch("lm_eval:99-shot/cola", home, None, lambda line: None)
+    with pytest.raises(DataError, match=r"record 1 of lm_eval:99-shot/cola gives no prompt: .*(larger|exceed)"):
+        tasks.get("lm_eval:99-shot/cola").samples(Setting("lm-eval"), ByteTokenizer())
     (one,) = tasks.resolve("lm_eval:2-shot/openllm/hellaswag")
     assert dict(one.member.changes) == {"fewshot_split": "train", "num_fewshot": 2}
 
@@ -274,7 +277,7 @@ def test_a_group_is_brought_once(home: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_copy_of_ones_own(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "mine.jsonl"
+    file = tmp_path / "mine{}.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows("skt/kobest_v1", "wic")), "utf-8")
     assert cli.main(["data", "import", "lm_eval:kobest_wic", str(file), "--to", str(home)]) == 0
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("the hub was asked"))
@@ -282,7 +285,7 @@ def test_a_copy_of_ones_own(home: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert len(task.samples(Setting("lm-eval"), ByteTokenizer())) == 6
     assert [row[4] for row in commands.check(home)[0]] == ["whole"]
     (entry,) = shelf.manifest(home).values()
-    assert entry.source.startswith("import:mine.jsonl sha256 ") and entry.records == 6
+    assert entry.source.startswith("import:mine{}.jsonl sha256 ") and entry.records == 6
     for name, text, message in (
         ("kobest", "{}", "lm_eval:kobest is 5 tasks, each with a file of its own: import lm_eval:kobest_boolq, and so"),
         ("cola", '{"sentence": "a"}', "column label of lm_eval:cola is missing; there are sentence"),
