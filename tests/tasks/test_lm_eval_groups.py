@@ -337,8 +337,8 @@ def test_models_are_compared_and_shown(home: Path, tmp_path: Path) -> None:
     assert second.value - first.value == moved.value > 20 and moved.low > 0 and p.value < 0.05
     _, first, second, moved, p, *_ = lines["lm_eval:kobest"]  # one model's answers are the other's
     assert (moved.value, moved.low, moved.high, p.value) == (0, 0, 0, 1)
-    text = actions.tables([tmp_path], actions.Shape("task,metric", "model"), [], actions.Output(), print)
-    assert "lm_eval:kobest " in text and "ter" in text
+    text = table(tmp_path)
+    assert "kobest" in text and "ter" in text
     shares = {(e["task"], e["metric"]): e["shares"] for e in cells.summary(frame.load([good])).to_dict("records")}
     # F1 of MRPC is read as that of KoBEST beside it, whose range is not known.
     assert not shares["lm_eval:mrpc", "f1"] and shares["lm_eval:mrpc", "acc"] and shares["lm_eval:cola", "mcc"]
@@ -346,13 +346,19 @@ def test_models_are_compared_and_shown(home: Path, tmp_path: Path) -> None:
     run = json.loads((good / runfile.NAME).read_text())
     run["invocations"][0]["provenance"]["packages"]["lm-eval"] = "0.4.99"
     (good / runfile.NAME).write_text(json.dumps(run))
-    text = actions.tables([tmp_path], actions.Shape("task,metric", "model"), [], actions.Output(), print)
-    assert "are made by lm-eval 0.4.13; their records by lm-eval: 0.4.99" in " ".join(text.split())
+    text = table(tmp_path)
+    assert "are made by lm-eval 0.4.13; their records by lm-eval: `0.4.99`" in text
     with pytest.raises(DataError, match="only bleu, chrf, ter: --rows task,metric"):
         actions.tables([good], actions.Shape(), ["task=lm_eval:wmt16-ro-en"], actions.Output(), print)
     report(["--runs", str(tmp_path), "--out", str(tmp_path / "page.html")])
     page = (tmp_path / "page.html").read_text("utf-8")
     assert "lm_eval:kobest" in page and "matthews_corrcoef" not in page
+
+
+def table(runs: Path) -> str:
+    """Tasks and metrics down, models across, in lines that no terminal folds."""
+    shape, output = actions.Shape("task,metric", "model"), actions.Output(form="markdown")
+    return actions.tables([runs], shape, [], output, print)
 
 
 def report(arguments: list[str]) -> None:
@@ -372,7 +378,7 @@ def test_a_number_that_cannot_be_made_here_is_named(
     assert (entry["n"], entry["asked"]) == (0, 15)
     problem = "lm-eval 0.4.13 has no aggregation 'matthews_corrcoef'"
     assert entry["problem"].startswith(problem)
-    assert problem in actions.tables([directory], actions.Shape("task,metric", "model"), [], actions.Output(), print)
+    assert problem in table(directory)
     cli.echo_scores(directory)
     out, err = capsys.readouterr()
     assert err.count("\n") == 1 and problem in err and "lm_eval:cola " in out
