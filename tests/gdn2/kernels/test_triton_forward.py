@@ -147,9 +147,9 @@ def test_the_plan_knows_no_length_and_refuses_what_the_kernels_cannot_do() -> No
     few, many = (tuning.plan(torch.device("cpu"), heads, 128, 128, "channel", torch.bfloat16) for heads in (16, 512))
     assert few.segment == tuning.SEGMENT
     assert many.segment == 0
-    x = torch.zeros(1, 4, 1, 300)
+    x = torch.zeros(1, 4, 1, 300, device=device())
     with pytest.raises(ValueError, match="K and V up to 256"):
         delta_rule(x, x, x, x, x, implementation="triton")
-    x = torch.zeros(1, 4, 1, 8, dtype=torch.float64)
+    x = torch.zeros(1, 4, 1, 8, dtype=torch.float64, device=device())
     with pytest.raises(ValueError, match="takes float32, float16 or bfloat16, got torch.float64"):
         delta_rule(x, x, x, x, x, implementation="triton")

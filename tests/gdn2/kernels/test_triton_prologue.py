@@ -179,7 +179,7 @@ def test_torch_twin_is_the_layer_of_the_published_equations() -> None:
 def test_fp64_is_refused_and_no_sequences_are_fine() -> None:
     raw, gates = FOLDS["gdn2"]
     with pytest.raises(ValueError, match="float64"):
-        fold_gates(raw, gates, "triton")
+        folded(raw, gates, "triton", torch.float64, DEVICE)
     x, weight, window = (t.to(DEVICE) for t in (u(3, 8), u(8, 4), u(1, 8, 3)))
     with pytest.raises(ValueError, match="float64"):
         prologue.short_conv(x, weight, None, window, Ragged([3], DEVICE))
