@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gdn2.kernels.triton.forward import FORGET, LOG2E, halves, invert, product, same_token, square
+from gdn2.kernels.triton.forward import FORGET, LOG2E, add_product, halves, invert, product, same_token, square
 
 BLOCK = tl.constexpr(32)
 REACH = tl.constexpr(90.0)
@@ -145,14 +145,12 @@ def in_second(C: tl.constexpr):
 
 
 @triton.jit
-def add_scores(score, xf, kn, kf, C: tl.constexpr, PRECISION: tl.constexpr):
-    """Add one tile of K to the scores of x (q or e), decayed since its block's start, with the keys.
+def add_scores(score, whole, near, first, later, PRECISION: tl.constexpr):
+    """Add one tile of K to the scores of q or e with the keys. Entries above the diagonal are meaningless.
 
-    kn: keys for the rows of the first block. kf: for those of the second. Entries above the diagonal are meaningless.
+    whole, near: q or e, decayed since the chunk's start and since its block's. first, later: keys of either block.
     """
-    second = in_second(C)
-    score = tl.dot(tl.where(second, 0.0, xf).to(xf.dtype), tl.trans(kn), score, input_precision=PRECISION)
-    return tl.dot(tl.where(second, xf, 0.0).to(xf.dtype), tl.trans(kf), score, input_precision=PRECISION)
+    return add_product(add_product(score, whole, tl.trans(first), PRECISION), near, tl.trans(later), PRECISION)
 
 
 @triton.jit
@@ -160,13 +158,13 @@ def add_rest(
     aqk, t, q_, k_, e_, g_, table,
     C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add one tile of K of the pairs of one block whose key is out of reach."""
+    """Add one tile of K of the pairs whose key is out of reach."""
     operand: tl.constexpr = k_.dtype
     coarse, fine = parts(g_, table.dtype.element_ty)
     rest = unreached(sums(selection(table, SINCE, C), coarse, fine, PRECISION), DIRECT)
     if BLOCK % RANK == 0:
         aqk += tl.where(same_token(C, RANK), product(q_, tl.trans((k_ * rest).to(operand)), PRECISION), 0.0)
-    for level in range(0, LEVELS):
+    for level in range(0, LEVELS + 1):
         f = tl.exp2(sums(selection(table, MIDDLE + level, C), coarse, fine, PRECISION))
         kf = tl.trans((k_ * (f * rest)).to(operand))
         pairs = apart(level, C, RANK)
@@ -205,35 +203,35 @@ def channel_scores_kernel(
     t = tl.zeros([C, C], dtype=tl.float32)
     least = tl.zeros([C], dtype=tl.float32)
     second = in_second(C)
-    to_row, to_end, to_other = selection(table, SINCE, C), selection(table, UNTIL, C), selection(table, OTHER, C)
+    in_block, upto, beyond = selection(table, SINCE, C), selection(table, UPTO, C), selection(table, BEYOND, C)
     for col0 in range(0, K, B):
         g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B)
         q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
         k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
         coarse, fine = parts(g_, table.dtype.element_ty)
-        since = sums(to_row, coarse, fine, PRECISION)
-        other = tl.exp2(sums(to_other, coarse, fine, PRECISION))
+        since = sums(in_block, coarse, fine, PRECISION)
         down = tl.exp2(since)
+        gamma = tl.exp2(sums(upto, coarse, fine, PRECISION))
         if not REST:
             least = tl.minimum(least, tl.min(since, 1))
         if BLOCK % RANK != 0:
             inside += product(q_, tl.trans(k_), PRECISION)
-        kf = k_ * tl.exp2(sums(to_end, coarse, fine, PRECISION))
-        store_rows(kt, kf * tl.where(second, 1.0, other), row0, rows, head, HS, K, col0, C, B)
-        kn = (k_ * reached(since, REST, DIRECT)).to(operand)
-        kf = tl.where(second, kn, kf.to(operand))
-        before = tl.where(second, other, 1.0)
-        x = q_ * down
-        aqk = add_scores(aqk, x.to(operand), kn, kf, C, PRECISION)
-        store_rows(qg, x * before, row0, rows, head, HS, K, col0, C, B)
+        tail = tl.exp2(sums(beyond, coarse, fine, PRECISION))
+        store_rows(kt, k_ * tail, row0, rows, head, HS, K, col0, C, B)
+        up = reached(since, REST, DIRECT)
+        first, later = (k_ * tl.where(second, 0.0, up)).to(operand), (k_ * tl.where(second, up, 0.0)).to(operand)
+        x = (q_ * gamma).to(operand)
+        aqk = add_scores(aqk, x, (q_ * down).to(operand), first, later, PRECISION)
+        store_rows(qg, x, row0, rows, head, HS, K, col0, C, B)
         if ERASE:
-            x = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B) * down
-            t = add_scores(t, x.to(operand), kn, kf, C, PRECISION)
-            store_rows(eg, x * before, row0, rows, head, HS, K, col0, C, B)
+            e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B)
+            x = (e_ * gamma).to(operand)
+            t = add_scores(t, x, (e_ * down).to(operand), first, later, PRECISION)
+            store_rows(eg, x, row0, rows, head, HS, K, col0, C, B)
         last = (tl.arange(0, C) == C - 1)[:, None]
         col = col0 + tl.arange(0, B)[None, :]
         at = decay + (chunk.to(tl.int64) * HS + head) * K + tl.zeros([C, 1], dtype=tl.int32) + col
-        tl.store(at, down * other, mask=last & (col < K))
+        tl.store(at, gamma, mask=last & (col < K))
     if REST:
         for col0 in range(0, K, B):
             g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B)

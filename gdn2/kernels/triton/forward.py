@@ -75,6 +75,12 @@ def product(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def add_product(x, a, b, PRECISION: tl.constexpr):
+    """x + a b in fp32."""
+    return tl.dot(a, b, x, input_precision=PRECISION, out_dtype=tl.float32)
+
+
+@triton.jit
 def halves(level, C: tl.constexpr):
     """Mask [C, C] of the pairs (r, s) with r in the second and s in the first half of a block of 2 ** (level + 1)."""
     r = tl.arange(0, C)[:, None]
@@ -97,11 +103,14 @@ def between(g, C: tl.constexpr):
 
 
 @triton.jit
-def invert(t, C: tl.constexpr, PRECISION: tl.constexpr):
+def invert(t, C: tl.constexpr, SOLVE: tl.constexpr):
     """(I + t)^-1 for strictly lower t [C, C], Eq. 21: the inverses of two halves and the block below give the whole.
 
     Only inverses of diagonal blocks are multiplied, never powers of t, which grow for equal keys and erase up to 2.
+    SOLVE is the precision of the products: "fp16" has the bits of "tf32" and needs no shuffles between products.
     """
+    operand: tl.constexpr = tl.float16 if SOLVE == "fp16" else tl.float32
+    precision: tl.constexpr = "tf32" if SOLVE == "fp16" else SOLVE
     n: tl.constexpr = C // 16
     b = tl.arange(0, n)
     diagonal = (b[:, None] == b[None, :])[:, None, :, None]
@@ -109,12 +118,14 @@ def invert(t, C: tl.constexpr, PRECISION: tl.constexpr):
     r = tl.arange(0, 16)
     small = tl.where(r[:, None] == r[None, :], 1.0, 0.0)[None, :, :] - tl.where(halves(0, 16)[None, :, :], near, 0.0)
     for level in tl.static_range(1, 4):
-        below = tl.where(halves(level, 16)[None, :, :], near, 0.0)
-        small -= product(small, product(below, small, PRECISION), PRECISION)
+        below = tl.where(halves(level, 16)[None, :, :], near, 0.0).to(operand)
+        known = small.to(operand)
+        small -= product(known, product(below, known, precision).to(operand), precision)
     inverse = tl.reshape(tl.where(diagonal, small[:, :, None, :], 0.0), [C, C])
     for level in tl.static_range(4, 6):
-        below = tl.where(halves(level, C), t, 0.0)
-        inverse -= product(inverse, product(below, inverse, PRECISION), PRECISION)
+        below = tl.where(halves(level, C), t, 0.0).to(operand)
+        known = inverse.to(operand)
+        inverse -= product(known, product(below, known, precision).to(operand), precision)
     return inverse
 
 

@@ -47,7 +47,7 @@ class Plan:
     segment: int  # rows after which a sequence is split, 0 never
     precision: str = "tf32x3"  # products of fp32 operands
     solve: str = "tf32x3"  # products inside the triangular inverse, fp32 inputs
-    solve_half: str = "tf32"  # the same for 16-bit inputs, whose scores carry 9 to 12 bits
+    solve_half: str = "fp16"  # the same for 16-bit inputs, whose scores carry 9 to 12 bits
 
 
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}

@@ -20,8 +20,10 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="compiled kern
 
 
 def wide(x: Any) -> np.ndarray:
-    """The numbers of an interpreted tensor, bf16 as fp32."""
-    return (x.data.astype(np.uint32) << 16).view(np.float32) if x.dtype.scalar == tl.bfloat16 else x.data
+    """The numbers of an interpreted tensor, 16-bit ones as fp32."""
+    if x.dtype.scalar == tl.bfloat16:
+        return (x.data.astype(np.uint32) << 16).view(np.float32)
+    return x.data.astype(np.float32) if x.dtype.scalar == tl.float16 else x.data
 
 
 def rounded(x: np.ndarray) -> Any:
