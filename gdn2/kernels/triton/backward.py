@@ -36,16 +36,21 @@ from gdn2.kernels.triton.forward import (
 def reverse_kernel(
     q, k, e, decay, tails, scores, solved, do, dfinal,  # inputs
     dz, dstates, dinitial,  # outputs
-    segment_row, segment_end, segment_chunk,
+    segment_row, segment_end, segment_chunk, chosen,
     HQ: tl.constexpr, HK: tl.constexpr, HE: tl.constexpr, HS: tl.constexpr, HV: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, STEP: tl.constexpr,
     DECAY: tl.constexpr, ERASE: tl.constexpr, STORE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Carry the gradient of the state back over one segment. STORE writes dz and the gradient after each chunk."""
+    """Carry the gradient of the state back over one segment.
+
+    STORE writes dz and the gradient after each chunk, and does all segments; otherwise the `chosen` ones are done.
+    """
     tiles: tl.constexpr = (V + BV - 1) // BV
     segment = tl.program_id(0) // (HV * tiles)
     head = tl.program_id(0) // tiles % HV
     v0 = tl.program_id(0) % tiles * BV
+    if not STORE:
+        segment = tl.load(chosen + segment)
     row0 = tl.load(segment_row + segment)
     end = tl.load(segment_end + segment)
     chunk = tl.load(segment_chunk + segment)

@@ -30,15 +30,13 @@ REACH = tl.constexpr(90.0)
 LEVELS = tl.constexpr(5)
 """Blocks of 2 ** (level + 1) rows, the largest being `BLOCK`."""
 
-# Rows of the table: what row r selects.
+# Rows of the table: what row r selects. The first four are taken together (`spans`).
 UPTO = tl.constexpr(0)  # up to r
 BEYOND = tl.constexpr(1)  # after r
 SINCE = tl.constexpr(2)  # up to r, in its block
-UNTIL = tl.constexpr(3)  # after r, in its block
-OTHER = tl.constexpr(4)  # the block that r is not in
-FROM = tl.constexpr(5)  # from r on
-MIDDLE = tl.constexpr(6)  # + level: between r and the middle of its aligned block of 2 ** (level + 1) rows
-HALVES = tl.constexpr(12)  # + level: those in the first half of that block where r is in the second
+FROM = tl.constexpr(3)  # from r on
+MIDDLE = tl.constexpr(4)  # + level: between r and the middle of its aligned block of 2 ** (level + 1) rows
+HALVES = tl.constexpr(10)  # + level: those in the first half of that block where r is in the second
 
 
 @cache
@@ -47,7 +45,7 @@ def selections(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     r = torch.arange(rows, device=device)[:, None]
     t = torch.arange(rows, device=device)[None, :]
     same = r // BLOCK.value == t // BLOCK.value
-    out = [t <= r, t > r, same & (t <= r), same & (t > r), ~same, t >= r]
+    out = [t <= r, t > r, same & (t <= r), t >= r]
     for level in range(LEVELS.value + 1):
         # Rows of the second half: from the middle through r. Rows of the first half: after r up to the middle.
         second = (r >> level) % 2 == 1
@@ -65,10 +63,22 @@ def parts(x, like):
 
 
 @triton.jit
-def selection(table, which, C: tl.constexpr):
-    """Matrix `which` of the table [C, C]."""
-    i = tl.arange(0, C)
-    return tl.load(table + which * (C * C) + i[:, None] * C + i[None, :])
+def selection(table, which, C: tl.constexpr, COUNT: tl.constexpr = 1):
+    """Matrix `which` of the table [C, C], or COUNT of them one above the other."""
+    row, col = tl.arange(0, COUNT * C), tl.arange(0, C)
+    return tl.load(table + which * (C * C) + row[:, None] * C + col[None, :])
+
+
+@triton.jit
+def above(a, b):
+    """Two tiles, a above b."""
+    return tl.reshape(tl.permute(tl.join(a, b), (2, 0, 1)), [2 * a.shape[0], a.shape[1]])
+
+
+@triton.jit
+def apart_again(x):
+    """The two tiles of `above`."""
+    return tl.split(tl.permute(tl.reshape(x, [2, x.shape[0] // 2, x.shape[1]]), (1, 2, 0)))
 
 
 @triton.jit
@@ -78,6 +88,15 @@ def sums(select, coarse, fine, PRECISION: tl.constexpr):
         return tl.dot(select, coarse, input_precision=PRECISION, out_dtype=tl.float32)
     else:
         return tl.dot(select, coarse, tl.dot(select, fine, out_dtype=tl.float32), out_dtype=tl.float32)
+
+
+@triton.jit
+def spans(select, coarse, fine, PRECISION: tl.constexpr):
+    """Sums up to each row, after it, and up to it in its block. In one product: each is waited for."""
+    first, second = apart_again(sums(select, coarse, fine, PRECISION))
+    upto, beyond = apart_again(first)
+    since, _ = apart_again(second)
+    return upto, beyond, since
 
 
 @triton.jit
@@ -199,39 +218,36 @@ def channel_scores_kernel(
     hk = head // (HS // H)
     operand: tl.constexpr = k.dtype.element_ty
     inside = tl.zeros([C, C], dtype=tl.float32)
-    aqk = tl.zeros([C, C], dtype=tl.float32)
-    t = tl.zeros([C, C], dtype=tl.float32)
+    score = tl.zeros([2 * C if ERASE else C, C], dtype=tl.float32)  # of q, and below it of e
     least = tl.zeros([C], dtype=tl.float32)
     second = in_second(C)
-    in_block, upto, beyond = selection(table, SINCE, C), selection(table, UPTO, C), selection(table, BEYOND, C)
+    select = selection(table, UPTO, C, 4)
     for col0 in range(0, K, B):
         g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B)
         q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
         k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
         coarse, fine = parts(g_, table.dtype.element_ty)
-        since = sums(in_block, coarse, fine, PRECISION)
-        down = tl.exp2(since)
-        gamma = tl.exp2(sums(upto, coarse, fine, PRECISION))
+        upto, beyond, since = spans(select, coarse, fine, PRECISION)
+        gamma, down, up = tl.exp2(upto), tl.exp2(since), reached(since, REST, DIRECT)
         if not REST:
             least = tl.minimum(least, tl.min(since, 1))
         if BLOCK % RANK != 0:
             inside += product(q_, tl.trans(k_), PRECISION)
-        tail = tl.exp2(sums(beyond, coarse, fine, PRECISION))
-        store_rows(kt, k_ * tail, row0, rows, head, HS, K, col0, C, B)
-        up = reached(since, REST, DIRECT)
+        store_rows(kt, k_ * tl.exp2(beyond), row0, rows, head, HS, K, col0, C, B)
         first, later = (k_ * tl.where(second, 0.0, up)).to(operand), (k_ * tl.where(second, up, 0.0)).to(operand)
-        x = (q_ * gamma).to(operand)
-        aqk = add_scores(aqk, x, (q_ * down).to(operand), first, later, PRECISION)
-        store_rows(qg, x, row0, rows, head, HS, K, col0, C, B)
+        whole, near = (q_ * gamma).to(operand), (q_ * down).to(operand)
+        store_rows(qg, whole, row0, rows, head, HS, K, col0, C, B)
         if ERASE:
             e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B)
             x = (e_ * gamma).to(operand)
-            t = add_scores(t, x, (e_ * down).to(operand), first, later, PRECISION)
             store_rows(eg, x, row0, rows, head, HS, K, col0, C, B)
+            whole, near = above(whole, x), above(near, (e_ * down).to(operand))
+        score = add_scores(score, whole, near, first, later, PRECISION)
         last = (tl.arange(0, C) == C - 1)[:, None]
         col = col0 + tl.arange(0, B)[None, :]
         at = decay + (chunk.to(tl.int64) * HS + head) * K + tl.zeros([C, 1], dtype=tl.int32) + col
         tl.store(at, gamma, mask=last & (col < K))
+    aqk, t = apart_again(score) if ERASE else (score, score)
     if REST:
         for col0 in range(0, K, B):
             g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B)

@@ -197,7 +197,7 @@ def store_state(base, x, index, v0, K: tl.constexpr, V: tl.constexpr, BK: tl.con
 def carry_kernel(
     q, k, e, z, decay, tails, scores, solved, initial,  # inputs
     o, written, states, final,  # outputs
-    segment_row, segment_end, segment_chunk,
+    segment_row, segment_end, segment_chunk, chosen,
     HQ: tl.constexpr, HK: tl.constexpr, HE: tl.constexpr, HS: tl.constexpr, HV: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, STEP: tl.constexpr,
     DECAY: tl.constexpr, ERASE: tl.constexpr, OUTPUT: tl.constexpr, STORE: tl.constexpr,
@@ -207,7 +207,8 @@ def carry_kernel(
 
     OUTPUT writes o. STORE writes what the backward pass needs: the state before each chunk, and R. TRANSITION starts
     from the identity with nothing to write, tile by tile of K, so that `written` [Ns, Hv, K, K] is the segment's
-    transition; APART then does the tiles of V too, from no state, in the same launch since they read the same.
+    transition, for the `chosen` segments; APART then does the tiles of V too, from no state, in the same launch since
+    they read the same.
     """
     identities: tl.constexpr = (K + BV - 1) // BV if TRANSITION else 0
     tiles: tl.constexpr = identities + ((V + BV - 1) // BV if APART or not TRANSITION else 0)
@@ -215,6 +216,8 @@ def carry_kernel(
     head = tl.program_id(0) // tiles % HV
     tile = tl.program_id(0) % tiles
     v0 = (tile - identities) * BV
+    if TRANSITION:
+        segment = tl.load(chosen + segment)
     row0 = tl.load(segment_row + segment)
     end = tl.load(segment_end + segment)
     chunk = tl.load(segment_chunk + segment)
@@ -282,14 +285,14 @@ def merge_kernel(
     sequence = tl.program_id(0) // (HV * tiles)
     head = tl.program_id(0) // tiles % HV
     v0 = tl.program_id(0) % tiles * BV
-    begin = tl.load(first + sequence)
     n = tl.load(count + sequence)
+    step = -1 if BACKWARD else 1
+    segment = tl.load(first + sequence) + (n - 1 if BACKWARD else 0)
     s = load_state(initial, sequence * HV + head, 0, v0, K, V, BK, BV)
-    for i in range(0, n):
-        segment = begin + (n - 1 - i if BACKWARD else i)
-        index = segment * HV + head
-        store_state(starts, s, index, v0, K, V, BK, BV)
-        if i < n - 1:
-            m = load_state(transitions, index, 0, 0, K, K, BK, BK)
-            m = tl.trans(m) if BACKWARD else m
-            s = product(m, s, PRECISION) + load_state(added, index, 0, v0, K, V, BK, BV)
+    store_state(starts, s, segment * HV + head, v0, K, V, BK, BV)
+    for i in range(1, n):
+        index = (segment + (i - 1) * step) * HV + head
+        m = load_state(transitions, index, 0, 0, K, K, BK, BK)
+        m = tl.trans(m) if BACKWARD else m
+        s = product(m, s, PRECISION) + load_state(added, index, 0, v0, K, V, BK, BV)
+        store_state(starts, s, (segment + i * step) * HV + head, v0, K, V, BK, BV)

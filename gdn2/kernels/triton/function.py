@@ -184,7 +184,7 @@ def _carry(
     """Run the state through every segment and return the final states [Ns, Hv, K, V].
 
     They start from `initial`. With `transition` [Ns, Hv, K, K], which is filled, they start from nothing, and are
-    only found where `apart`.
+    only found where `apart`: then for all but the last segments, the transitions alone for all but the first.
     """
     how, table = call.plan.carry if o is None else call.plan.output, call.layout
     tile = how.tile if transition is None else min(how.tile, max(16, triton.next_power_of_2(call.key)))
@@ -192,9 +192,11 @@ def _carry(
     tiles += 0 if transition is None else -(-call.key // tile)
     final = initial.new_empty(table.segments, call.value_heads, call.key, call.value)
     written, states = kept if kept is not None else (final if transition is None else transition, final)
-    forward.carry_kernel[(table.segments * call.value_heads * tiles,)](
+    chosen = table.but_last if apart else table.but_first
+    segments = table.segments if transition is None else chosen.shape[0]
+    forward.carry_kernel[(segments * call.value_heads * tiles,)](
         ops.q, ops.k, ops.e, call.z, ops.decay, ops.tails, ops.scores, ops.solved, initial,
-        _or(o, call.z), written, states, final, table.segment_row, table.segment_end, table.segment_chunk,
+        _or(o, call.z), written, states, final, table.segment_row, table.segment_end, table.segment_chunk, chosen,
         **ops.heads, HV=call.value_heads, K=call.key, V=call.value, BK=max(16, triton.next_power_of_2(call.key)),
         BV=tile, C=C, STEP=table.step, DECAY=DECAYS[call.decay], ERASE=call.e is not None, OUTPUT=o is not None,
         STORE=kept is not None, TRANSITION=transition is not None, APART=apart,
@@ -213,11 +215,10 @@ def _merge(call: _Call, transitions: Tensor, added: Tensor, initial: Tensor, rev
     starts = torch.empty_like(added)
     table = call.layout
     bk = max(16, triton.next_power_of_2(call.key))
-    tile = min(16 if bk > 128 else 32, max(16, triton.next_power_of_2(call.value)))
-    forward.merge_kernel[(len(call.lengths) * call.value_heads * -(-call.value // tile),)](
+    forward.merge_kernel[(len(call.lengths) * call.value_heads * -(-call.value // 16),)](
         transitions, added, initial, starts, table.first, table.count,
-        HV=call.value_heads, K=call.key, V=call.value, BK=bk, BV=tile, BACKWARD=reverse, PRECISION="tf32x3",
-        num_warps=8 if bk <= 128 else 16, num_stages=1,
+        HV=call.value_heads, K=call.key, V=call.value, BK=bk, BV=16, BACKWARD=reverse, PRECISION="tf32x3",
+        num_warps=8 if bk <= 128 else 16, num_stages=3 if bk <= 128 else 1,
     )  # fmt: skip
     return starts
 
@@ -225,13 +226,17 @@ def _merge(call: _Call, transitions: Tensor, added: Tensor, initial: Tensor, rev
 def _reverse(
     call: _Call, ops: _Operands, do: Tensor, dfinal: Tensor, kept: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
-    """Run the state's gradient back through every segment from `dfinal` [Ns, Hv, K, V] to the segment's start."""
+    """Run the state's gradient back through every segment from `dfinal` [Ns, Hv, K, V] to the segment's start.
+
+    Without `kept` the first segments are left out.
+    """
     how, table = call.plan.reverse, call.layout
+    segments = table.segments if kept is not None else table.but_first.shape[0]
     dinitial = torch.empty_like(dfinal)
     dz, dstates = kept if kept is not None else (do, do)
-    backward.reverse_kernel[(table.segments * call.value_heads * -(-call.value // how.tile),)](
+    backward.reverse_kernel[(segments * call.value_heads * -(-call.value // how.tile),)](
         ops.q, ops.k, ops.e, ops.decay, ops.tails, ops.scores, ops.solved, do, dfinal, dz, dstates, dinitial,
-        table.segment_row, table.segment_end, table.segment_chunk,
+        table.segment_row, table.segment_end, table.segment_chunk, table.but_first,
         **ops.heads, HV=call.value_heads, K=call.key, V=call.value, BK=max(16, triton.next_power_of_2(call.key)),
         BV=how.tile, C=C, STEP=table.step, DECAY=DECAYS[call.decay], ERASE=call.e is not None,
         STORE=kept is not None, PRECISION=call.precision, **how.options,

@@ -1,7 +1,7 @@
 """Where chunks and segments lie, and the state before every segment.
 
-A sequence is cut into chunks from its own first row, and into segments of a fixed number of chunks where few heads
-would leave the device idle. Both depend on that sequence's length alone, so packing never changes a result.
+A sequence is cut into chunks from its own first row, and into segments where few heads would leave the device idle,
+longer ones further on. Where depends on the row alone, so neither packing nor a longer sequence changes a result.
 
 Axes: N sequences, P chunks, Ns segments, Hv value heads, K key width, V value width.
 """
@@ -27,6 +27,8 @@ class Layout:
     first: Tensor  # [N] first segment of each sequence
     count: Tensor  # [N] its segments; an empty sequence has one, empty
     last: Tensor  # [N] last segment of each sequence
+    but_first: Tensor  # [Ns - N] the segments that are not the first of their sequence
+    but_last: Tensor  # [Ns - N] those that are not the last
     step: int  # rows of a full chunk
 
     @property
@@ -44,8 +46,8 @@ class Layout:
 
 @lru_cache(maxsize=64)
 def layout(lengths: tuple[int, ...], step: int, segment: int, device: torch.device) -> Layout:
-    """Cut sequences of `lengths` rows into chunks of `step` rows and segments of about `segment` rows (0: never)."""
-    stride = max(segment // step, 1) * step if segment else max(lengths, default=0) + 1
+    """Cut sequences of `lengths` rows into chunks of `step` rows and segments of `segment` rows and more (0: never)."""
+    shortest = max(segment // step, 1) * step if segment else max(lengths, default=0) + 1
     chunk_row: list[int] = []
     chunk_rows: list[int] = []
     segments: list[tuple[int, int, int]] = []
@@ -54,8 +56,11 @@ def layout(lengths: tuple[int, ...], step: int, segment: int, device: torch.devi
     for length in lengths:
         end = start + length
         first.append(len(segments))
-        for row in range(start, max(end, start + 1), stride):
-            segments.append((row, min(row + stride, end), len(chunk_row) + (row - start) // step))
+        row = start
+        while row < end or row == start:
+            after = row + shortest * _longer((row - start) // shortest)
+            segments.append((row, min(after, end), len(chunk_row) + (row - start) // step))
+            row = after
         chunk_row.extend(range(start, end, step))
         chunk_rows.extend(min(step, end - row) for row in range(start, end, step))
         start = end
@@ -73,5 +78,13 @@ def layout(lengths: tuple[int, ...], step: int, segment: int, device: torch.devi
         table(first),
         table(count),
         table([f + c - 1 for f, c in zip(first, count, strict=True)]),
+        table([f + i for f, c in zip(first, count, strict=True) for i in range(1, c)]),
+        table([f + i for f, c in zip(first, count, strict=True) for i in range(c - 1)]),
         step,
     )
+
+
+def _longer(place: int) -> int:
+    """Times the shortest that the segment has which begins `place` shortest ones into its sequence: enough of them to
+    fill a device, few enough that each is long beside what it costs to join them."""
+    return 1 if place < 8 else 2 if place < 32 else 4
