@@ -303,6 +303,7 @@ CONFIGS: dict[str, Callable[[], None]] = {
     "gdn2 64": lambda: _operator(key=64, value=64),
     "gdn": lambda: _operator(decay="head"),
     "gdn 256": lambda: _operator(heads=6, value_heads=6, key=256, value=256, decay="head"),
+    "gdn 256 1x32768": lambda: _operator(6, 6, 256, 256, decay="head", batch=1, tokens=32768),
     "deltanet": lambda: _operator(decay="none"),
     "mamba2": lambda: _operator(1, 64, 64, 64, decay="head", erase=False),
     "mamba3": lambda: _operator(1, 64, 64, 64, decay="head", erase=False, diag=True),

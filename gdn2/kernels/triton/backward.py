@@ -129,7 +129,8 @@ def pairs_kernel(
         tl.store(ddiag + at, tl.sum(tl.where(token, pair * da, 0.0), 0), mask=r < rows)
         da = tl.where(token, da * tl.load(diag + at, mask=r < rows, other=0.0)[None, :], da)
     if DECAY == HEAD:
-        pair_decay = between(load_gate(g, row0, rows, head // (HV // HG), HG, C), C)
+        g_ = load_gate(g, row0, rows, head // (HV // HG), HG, C)
+        pair_decay = between(g_, C, k.dtype.element_ty == tl.float32)
         da = tl.where(earlier, da * pair_decay, da)
         d = d * pair_decay
     if DECAY == CHANNEL and RANK == 1:

@@ -26,6 +26,9 @@ CHANNEL = tl.constexpr(2)
 FORGET = tl.constexpr(-1e4)
 """Stands for every stronger log2-decay, -inf included: 2 to its power is zero, and zero times it is still zero."""
 
+LEAST = tl.constexpr(-160.0)
+"""2 to its power is zero in fp32 as well, and sums of it are small enough to subtract."""
+
 
 @triton.jit
 def load_rows(base, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr, SHIFT: tl.constexpr = 0):
@@ -96,10 +99,18 @@ def same_token(C: tl.constexpr, RANK: tl.constexpr):
 
 
 @triton.jit
-def between(g, C: tl.constexpr):
-    """Decay exp2(sum of g over (s, r]) for r > s, and 1 elsewhere [C, C]."""
+def between(g, C: tl.constexpr, EXACT: tl.constexpr):
+    """Decay exp2(sum of g over (s, r]) for r > s, and 1 elsewhere [C, C].
+
+    Unless EXACT from differences of sums over at most C rows, each no less than `LEAST`: 16-bit operands lose more.
+    """
     r = tl.arange(0, C)
-    return tl.exp2(tl.cumsum(tl.where(r[:, None] > r[None, :], g[:, None], 0.0), 0))
+    later = r[:, None] > r[None, :]
+    if EXACT:
+        return tl.exp2(tl.cumsum(tl.where(later, g[:, None], 0.0), 0))
+    else:
+        upto = tl.cumsum(tl.maximum(g, LEAST), 0)
+        return tl.exp2(tl.where(later, tl.minimum(upto[:, None] - upto[None, :], 0.0), 0.0))
 
 
 @triton.jit
@@ -161,7 +172,7 @@ def scores_kernel(
     pair_decay = tl.where(earlier, 1.0, 0.0)
     if DECAY == HEAD:
         g_ = load_gate(g, row0, rows, head // (HS // HG), HG, C)
-        pair_decay = tl.where(earlier, between(g_, C), 0.0)
+        pair_decay = tl.where(earlier, between(g_, C, k.dtype.element_ty == tl.float32), 0.0)
         gamma, tail = gate_ends(g, row0, rows, head // (HS // HG), HG, C)
         at = (chunk.to(tl.int64) * HS + head) * C + r
         tl.store(decay + at, gamma)
@@ -277,10 +288,13 @@ def carry_kernel(
 @triton.jit
 def merge_kernel(
     transitions, added, initial, starts, first, count,
-    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, INNER: tl.constexpr,
     BACKWARD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """State before every segment of one sequence: S <- M S + added, in fp32. BACKWARD runs from the end with M^T."""
+    """State before every segment of one sequence: S <- M S + added, in fp32. BACKWARD runs from the end with M^T.
+
+    M comes in tiles of INNER along the sum, for shared memory holds 128 x 128 of it at most; S then comes from memory.
+    """
     tiles: tl.constexpr = (V + BV - 1) // BV
     sequence = tl.program_id(0) // (HV * tiles)
     head = tl.program_id(0) // tiles % HV
@@ -292,7 +306,17 @@ def merge_kernel(
     store_state(starts, s, segment * HV + head, v0, K, V, BK, BV)
     for i in range(1, n):
         index = (segment + (i - 1) * step) * HV + head
-        m = load_state(transitions, index, 0, 0, K, K, BK, BK)
-        m = tl.trans(m) if BACKWARD else m
-        s = product(m, s, PRECISION) + load_state(added, index, 0, v0, K, V, BK, BV)
+        if INNER == BK:
+            m = load_state(transitions, index, 0, 0, K, K, BK, BK)
+            m = tl.trans(m) if BACKWARD else m
+            s = product(m, s, PRECISION) + load_state(added, index, 0, v0, K, V, BK, BV)
+        else:
+            tl.debug_barrier()
+            s = load_state(added, index, 0, v0, K, V, BK, BV)
+            for k0 in range(0, K, INNER):
+                if BACKWARD:
+                    m = tl.trans(load_state(transitions, index, k0, 0, K, K, INNER, BK))
+                else:
+                    m = load_state(transitions, index, 0, k0, K, K, BK, INNER)
+                s = add_product(s, m, load_state(starts, index, k0, v0, K, V, INNER, BV), PRECISION)
         store_state(starts, s, (segment + i * step) * HV + head, v0, K, V, BK, BV)

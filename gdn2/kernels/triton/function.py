@@ -217,8 +217,8 @@ def _merge(call: _Call, transitions: Tensor, added: Tensor, initial: Tensor, rev
     bk = max(16, triton.next_power_of_2(call.key))
     forward.merge_kernel[(len(call.lengths) * call.value_heads * -(-call.value // 16),)](
         transitions, added, initial, starts, table.first, table.count,
-        HV=call.value_heads, K=call.key, V=call.value, BK=bk, BV=16, BACKWARD=reverse, PRECISION="tf32x3",
-        num_warps=8 if bk <= 128 else 16, num_stages=3 if bk <= 128 else 1,
+        HV=call.value_heads, K=call.key, V=call.value, BK=bk, BV=16, INNER=bk if bk <= 128 else 64, BACKWARD=reverse,
+        PRECISION="tf32x3", num_warps=8, num_stages=3 if bk <= 128 else 1,
     )  # fmt: skip
     return starts
 

@@ -133,12 +133,27 @@ def test_segments_have_fixed_length_and_never_straddle_sequences() -> None:
     assert not segments.layout((130, 300), 64, 0, torch.device("cpu")).split
 
 
-@pytest.mark.parametrize("decay", ["channel", "head", "none"])
-def test_a_split_sequence_equals_the_loop(decay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_grow_with_their_place_alone() -> None:
+    cut = segments.layout((700, 2900), 64, 64, torch.device("cpu"))
+    lengths = (cut.segment_end - cut.segment_row).tolist()
+    assert lengths == [64] * 8 + [128, 60] + [64] * 8 + [128] * 12 + [256] * 3 + [84]
+    assert cut.but_first.tolist() == [*range(1, 10), *range(11, 34)]
+    assert cut.but_last.tolist() == [*range(9), *range(10, 33)]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(200, lengths=(0, 130, 1, 69)), Case(200, lengths=(0, 130, 1, 69), decay="head"),
+        Case(200, lengths=(0, 130, 1, 69), decay="none"), Case(200, key=132),
+    ],
+    ids=["channel", "head", "none", "wide"],
+)  # fmt: skip
+def test_a_split_sequence_equals_the_loop(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "SEGMENT", 64)
     tuning._plan.cache_clear()
     try:
-        check(Case(200, decay=decay, lengths=(0, 130, 1, 69)), torch.float32, backward=True)
+        check(case, torch.float32, backward=True)
     finally:
         tuning._plan.cache_clear()
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gdn2.kernels import delta_rule, delta_tokens
+from gdn2.kernels.triton import tuning
 from tests.gdn2.kernels.oracle import Case, assert_close, draw, error, run
 
 pytestmark = [
@@ -53,6 +54,19 @@ def test_strong_decay_in_bf16(gates: tuple[float, ...]) -> None:
     inputs = draw(case).to(torch.bfloat16, "cuda")
     exact = run(inputs.to(torch.float64), "torch", backward=True)
     assert_close(run(inputs, "triton", backward=True), exact, lambda name: 2e-2 if name == "dg" else 1e-2)
+
+
+@pytest.mark.parametrize("decay", ["channel", "head", "none"])
+@pytest.mark.parametrize("key,value", [(128, 128), (256, 64), (64, 200)])
+def test_a_split_sequence_in_bf16(key: int, value: int, decay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "SEGMENT", 128)
+    tuning._plan.cache_clear()
+    case = Case(1500, heads=2, value_heads=2, key=key, value=value, decay=decay, lengths=(1300, 1, 199))
+    inputs = draw(case).to(torch.bfloat16, "cuda")
+    exact = run(inputs.to(torch.float64), "torch", backward=True)
+    got = run(inputs, "triton", backward=True)
+    tuning._plan.cache_clear()
+    assert_close(got, exact, lambda name: 2e-2 if name == "dg" else 1e-2)
 
 
 def test_rows_beyond_2_to_the_31_elements() -> None:
