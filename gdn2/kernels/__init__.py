@@ -51,15 +51,12 @@ def delta_rule(
     """
     rows = packed(q, k, e, z, g, diag, cu_seqlens, rank)
     dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
-    shape = (len(rows.lengths), z.shape[2], k.shape[-1], z.shape[-1])
-    if state is None:
-        state = z.new_zeros(shape, dtype=dtype)
-    elif tuple(state.shape) != shape:
-        raise ValueError(f"state must be [N, Hv, K, V] = {list(shape)}, got {list(state.shape)}")
+    if state is not None and tuple(state.shape) != rows.states:
+        raise ValueError(f"state must be [N, Hv, K, V] = {list(rows.states)}, got {list(state.shape)}")
     run = dispatch.rule(choose(z.device, implementation, z.dtype))
-    o, last = run(rows, state.to(dtype), dtype)
+    o, last = run(rows, None if state is None else state.to(dtype), dtype)
     if (watcher := WATCHER.get()) is not None:
-        watcher.rule(rows, state, last)
+        watcher.rule(rows, z.new_zeros(rows.states, dtype=dtype) if state is None else state, last)
     return o.to(z.dtype).reshape(z.shape), last
 
 

@@ -41,6 +41,11 @@ class Rows:
         return tuple(out)
 
     @property
+    def states(self) -> tuple[int, int, int, int]:
+        """Shape of the sequences' states, [N, Hv, K, V]."""
+        return len(self.lengths), self.z.shape[1], self.k.shape[2], self.z.shape[2]
+
+    @property
     def per_channel(self) -> bool:
         return self.g is not None and self.g.ndim == 3
 

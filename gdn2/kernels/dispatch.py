@@ -16,7 +16,7 @@ from gdn2.kernels import chunked, numba, reference, tokens
 from gdn2.kernels.contract import Rows, sequence_lengths
 
 Implementation = Literal["reference", "torch", "triton", "numba"]
-Rule = Callable[[Rows, Tensor, torch.dtype], tuple[Tensor, Tensor]]
+Rule = Callable[[Rows, Tensor | None, torch.dtype], tuple[Tensor, Tensor]]
 Step = Callable[[Rows, Tensor | None, Tensor, Tensor | None], Tensor]
 
 
@@ -61,17 +61,20 @@ def _capability(device: torch.device) -> tuple[int, int] | None:
 
 
 def rule(name: Implementation) -> Rule:
-    """The `delta_rule` of one implementation."""
+    """The `delta_rule` of one implementation: `run(rows, state, dtype)`, where None is the zero state."""
     if name == "triton":
         from gdn2.kernels.triton import function
 
         return lambda rows, state, dtype: function.delta_rule(rows, state)
     run = {"reference": reference.delta_rule, "torch": chunked.delta_rule, "numba": chunked.delta_rule}[name]
-    if name == "numba":
-        return lambda rows, state, dtype: (
-            numba.delta_rule(rows, state) if dtype == torch.float32 else run(rows.repeated(dtype), state)
-        )
-    return lambda rows, state, dtype: run(rows.repeated(dtype), state)
+
+    def from_state(rows: Rows, state: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        state = rows.z.new_zeros(rows.states, dtype=dtype) if state is None else state
+        if name == "numba" and dtype == torch.float32:
+            return numba.delta_rule(rows, state)
+        return run(rows.repeated(dtype), state)
+
+    return from_state
 
 
 def step(name: Implementation) -> Step:

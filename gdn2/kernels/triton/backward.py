@@ -23,11 +23,12 @@ from gdn2.kernels.triton.forward import (
     gate_ends,
     load_gate,
     load_rows,
+    load_square,
     load_state,
     product,
     same_token,
-    square,
     store_rows,
+    store_square,
     store_state,
 )
 
@@ -39,7 +40,7 @@ def reverse_kernel(
     segment_row, segment_end, segment_chunk, chosen,
     HQ: tl.constexpr, HK: tl.constexpr, HE: tl.constexpr, HS: tl.constexpr, HV: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, STEP: tl.constexpr,
-    DECAY: tl.constexpr, ERASE: tl.constexpr, STORE: tl.constexpr, PRECISION: tl.constexpr,
+    DECAY: tl.constexpr, ERASE: tl.constexpr, STORE: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Carry the gradient of the state back over one segment.
 
@@ -78,11 +79,11 @@ def reverse_kernel(
             ds = ds * tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * C + C - 1)
         if DECAY == CHANNEL:
             ds = ds * whole[:, None]
-        dr += product(tl.trans(tl.load(square(scores, chunk + i, hs, HS, C))), do_, PRECISION)
+        dr += product(tl.trans(load_square(scores, chunk + i, hs, HS, C, DENSE)), do_, PRECISION)
         scaled = (do_ * gamma).to(do_.dtype) if DECAY == HEAD else do_
         ds += product(tl.trans(q_), scaled, PRECISION)
         if ERASE:
-            a = tl.trans(tl.load(square(solved, chunk + i, hs, HS, C)))
+            a = tl.trans(load_square(solved, chunk + i, hs, HS, C, False))
             dr = product(a, dr.to(k_.dtype), PRECISION)
             e_ = load_rows(e, at, rows, head // (HV // HE), HE, K, 0, C, BK)
             scaled = (dr * gamma if DECAY == HEAD else dr).to(k_.dtype)
@@ -137,9 +138,9 @@ def pairs_kernel(
         tl.store(own + (chunk.to(tl.int64) * HV + head) * C + r, tl.sum(tl.where(token, da, 0.0), 1))
         da = tl.where(earlier, da, 0.0)
     da = tl.where(earlier | token, da, 0.0)
-    tl.store(square(daqk, chunk, head, HV, C), da.to(daqk.dtype.element_ty))
+    store_square(daqk, da, chunk, head, HV, C, 16 % RANK != 0)
     if ERASE:
-        tl.store(square(dt, chunk, head, HV, C), tl.where(earlier, d, 0.0).to(dt.dtype.element_ty))
+        store_square(dt, tl.where(earlier, d, 0.0), chunk, head, HV, C, False)
 
 
 @triton.jit
@@ -171,7 +172,7 @@ def inputs_kernel(
     chunk_row, chunk_rows, total,
     H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     B: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, DECAY: tl.constexpr, ERASE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    DENSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the inputs on the key side for one (chunk, value head, tile of K), with decay per head or none.
 
@@ -196,7 +197,7 @@ def inputs_kernel(
         dk_ *= tail[:, None]
     q_ = load_rows(q, row0, rows, head // (HV // H), H, K, col0, C, B)
     k_ = load_rows(k, row0, rows, head // (HV // H), H, K, col0, C, B)
-    da = tl.load(square(daqk, chunk, head, HV, C))
+    da = load_square(daqk, chunk, head, HV, C, DENSE)
     kept = tl.sum(k_ * dk_, 1)
     near_q = product(da, k_, PRECISION)
     near_k = product(tl.trans(da), q_, PRECISION)
@@ -206,7 +207,7 @@ def inputs_kernel(
     dk_ += near_k
     if ERASE:
         e_ = load_rows(e, row0, rows, head // (HV // HE), HE, K, col0, C, B)
-        d = tl.load(square(dt, chunk, head, HV, C))
+        d = load_square(dt, chunk, head, HV, C, False)
         de_ += product(d, k_, PRECISION)
         near_k = product(tl.trans(d), e_, PRECISION)
         counted -= k_ * near_k

@@ -22,7 +22,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gdn2.kernels.triton.forward import FORGET, LOG2E, add_product, halves, invert, product, same_token, square
+from gdn2.kernels.triton.forward import (
+    FORGET,
+    LOG2E,
+    add_product,
+    halves,
+    invert,
+    load_square,
+    product,
+    same_token,
+    store_square,
+)
 
 BLOCK = tl.constexpr(32)
 REACH = tl.constexpr(90.0)
@@ -152,6 +162,15 @@ def unreached(since, DIRECT: tl.constexpr):
 
 
 @triton.jit
+def is_strong(strong, some, at):
+    """Whether a key of the chunk and head `at` is out of reach. Where none is, `some`, one number for all, says so."""
+    found = tl.load(some)
+    if found != 0:
+        found = tl.load(strong + at)
+    return found != 0
+
+
+@triton.jit
 def apart(level, C: tl.constexpr, RANK: tl.constexpr):
     """Mask [C, C] of the pairs in `halves` that are of two tokens."""
     return halves(level, C) if RANK == 1 else halves(level, C) & (same_token(C, RANK) == 0)
@@ -196,7 +215,7 @@ def add_rest(
 @triton.jit
 def channel_scores_kernel(
     q, k, e, g, diag, table,  # inputs
-    qg, eg, kt, decay, scores, solved, strong,  # outputs
+    qg, eg, kt, decay, scores, solved, strong, some,  # outputs
     chunk_row, chunk_rows,
     H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HS: tl.constexpr, K: tl.constexpr,
     B: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, DIAG: tl.constexpr,
@@ -205,13 +224,13 @@ def channel_scores_kernel(
     """Scores, inverse and decayed operands of one (chunk, head of the scores).
 
     `decay` [P, Hs, K] is the whole chunk's decay; qg, eg and kt [T, Hs, K] are gamma * q, gamma * e and tail * k. The
-    first launch writes to `strong` [P, Hs] where a key is out of reach, and is right elsewhere; the second, REST, then
-    does those again.
+    first launch writes to `strong` [P, Hs] where a key is out of reach, and to `some` [1], zero before, if any is; it
+    is right elsewhere. The second, REST, then does those again.
     """
     chunk = tl.program_id(0) // HS
     head = tl.program_id(0) % HS
     if REST and DIRECT:  # noqa: SIM102 - a condition on its own, so that it is gone from the other variants
-        if tl.load(strong + tl.program_id(0)) == 0:
+        if not is_strong(strong, some, tl.program_id(0)):
             return
     row0 = tl.load(chunk_row + chunk)
     rows = tl.load(chunk_rows + chunk)
@@ -256,7 +275,9 @@ def channel_scores_kernel(
             e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B) if ERASE else q_
             aqk, t = add_rest(aqk, t, q_, k_, e_, g_, table, C, RANK, ERASE, DIRECT, PRECISION)
     else:
-        tl.store(strong + tl.program_id(0), tl.where(tl.min(least, 0) > -REACH, 0, 1))
+        beyond_reach = tl.min(least, 0) <= -REACH
+        tl.store(strong + tl.program_id(0), tl.where(beyond_reach, 1, 0))
+        tl.store(some, 1, mask=beyond_reach)
     r = tl.arange(0, C)
     token = same_token(C, RANK)
     earlier = (r[:, None] > r[None, :]) & (token == 0)
@@ -265,10 +286,10 @@ def channel_scores_kernel(
     if DIAG:
         own = own * tl.load(diag + (row0 + r).to(tl.int64) * HS + head, mask=r < rows, other=0.0)[None, :]
     aqk = tl.where(token, own, tl.where(earlier, aqk, 0.0))
-    tl.store(square(scores, chunk, head, HS, C), aqk.to(scores.dtype.element_ty))
+    store_square(scores, aqk, chunk, head, HS, C, 16 % RANK != 0)
     if ERASE:
         t = tl.where(earlier, t, 0.0)
-        tl.store(square(solved, chunk, head, HS, C), invert(t, C, SOLVE).to(solved.dtype.element_ty))
+        store_square(solved, invert(t, C, SOLVE), chunk, head, HS, C, False)
 
 
 @triton.jit
@@ -295,8 +316,8 @@ def through_state(
 
 @triton.jit
 def rest_pairs(
-    dq, de, dk, q_, k_, e_, coarse, fine, rest, daqk, dt, table,
-    C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
+    dq, de, dk, q_, k_, e_, coarse, fine, rest, daqk, dt, table, chunk, head,
+    HV: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add the gradients [C, B] of q, e and k from the pairs of one block that the chunk's middle does not reach."""
     operand: tl.constexpr = k_.dtype
@@ -308,11 +329,11 @@ def rest_pairs(
         pairs = selection(table, HALVES + level, C)
         if RANK > 1:
             pairs = tl.where(same_token(C, RANK), 0.0, pairs).to(operand)
-        x = tl.load(daqk) * pairs
+        x = load_square(daqk, chunk, head, HV, C, 16 % RANK != 0) * pairs
         dq += fq * product(x, kf, PRECISION)
         near = product(tl.trans(x), (q_ * fq).to(operand), PRECISION)
         if ERASE:
-            x = tl.load(dt) * pairs
+            x = load_square(dt, chunk, head, HV, C, False) * pairs
             de += fq * product(x, kf, PRECISION)
             near = tl.dot(tl.trans(x), (e_ * fq).to(operand), near, input_precision=PRECISION)
         dk += fk * near
@@ -331,7 +352,7 @@ def sum_from(x, table, C: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def channel_inputs_kernel(
-    q, k, e, g, do, dz, written, states, dstates, daqk, dt, own, table, strong,  # inputs
+    q, k, e, g, do, dz, written, states, dstates, daqk, dt, own, table, strong, some,  # inputs
     dq, dk, de, dg,  # outputs [T, Hv, K]
     chunk_row, chunk_rows,
     H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HS: tl.constexpr, HV: tl.constexpr,
@@ -348,13 +369,12 @@ def channel_inputs_kernel(
     chunk = tl.program_id(0) // (HV * tiles)
     head = tl.program_id(0) // tiles % HV
     if DIRECT:  # noqa: SIM102 - as above
-        if (tl.load(strong + chunk * HS + head // (HV // HS)) != 0) != REST:
+        if is_strong(strong, some, chunk * HS + head // (HV // HS)) != REST:
             return
     col0 = tl.program_id(0) % tiles * B
     row0 = tl.load(chunk_row + chunk)
     rows = tl.load(chunk_rows + chunk)
     hk = head // (HV // H)
-    daqk, dt = square(daqk, chunk, head, HV, C), square(dt, chunk, head, HV, C)
     operand: tl.constexpr = k.dtype.element_ty
     second = in_second(C)
     dq_, de_, dk_, dwhole = through_state(
@@ -374,7 +394,7 @@ def channel_inputs_kernel(
     fq, fk = tl.where(second, down, up), tl.where(second, up, down)
     q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
     kf = (k_ * fk).to(operand)
-    x = tl.load(daqk)
+    x = load_square(daqk, chunk, head, HV, C, 16 % RANK != 0)
     if REST and RANK > 1:
         x = tl.where(same_token(C, RANK), 0.0, x).to(operand)
     dq_ += fq * product(x, kf, PRECISION)
@@ -382,14 +402,14 @@ def channel_inputs_kernel(
     e_ = q_
     if ERASE:
         e_ = load_rows(e, row0, rows, head // (HV // HE), HE, K, col0, C, B)
-        x = tl.load(dt)
+        x = load_square(dt, chunk, head, HV, C, False)
         de_ += fq * product(x, kf, PRECISION)
         near = tl.dot(tl.trans(x), (e_ * fq).to(operand), near, input_precision=PRECISION)
     dk_ += fk * near
     if REST:
         dq_, de_, dk_ = rest_pairs(
-            dq_, de_, dk_, q_, k_, e_, coarse, fine, unreached(middle, DIRECT), daqk, dt, table,
-            C, RANK, ERASE, PRECISION
+            dq_, de_, dk_, q_, k_, e_, coarse, fine, unreached(middle, DIRECT), daqk, dt, table, chunk, head,
+            HV, C, RANK, ERASE, PRECISION
         )  # fmt: skip
     counted = q_ * dq_ - k_ * dk_
     if ERASE:
@@ -404,7 +424,8 @@ def channel_inputs_kernel(
         dq_ += own_ * k_
         dk_ += own_ * q_
     elif REST:
-        x = tl.where(same_token(C, RANK), tl.load(daqk), 0.0).to(operand)
+        x = load_square(daqk, chunk, head, HV, C, 16 % RANK != 0)
+        x = tl.where(same_token(C, RANK), x, 0.0).to(operand)
         dq_ += product(x, k_, PRECISION)
         dk_ += product(tl.trans(x), q_, PRECISION)
     store_rows(dq, dq_, row0, rows, head, HV, K, col0, C, B)

@@ -65,10 +65,29 @@ def gate_ends(g, row0, rows, head, heads, C: tl.constexpr):
 
 
 @triton.jit
-def square(base, chunk, head, heads, C: tl.constexpr):
-    """Pointers to the [C, C] tile of x [P, heads, C, C]."""
+def square(base, chunk, head, heads, C: tl.constexpr, DENSE: tl.constexpr):
+    """Pointers to the [C, C] tile of x [P, heads, C, C], and a mask of what is kept of it.
+
+    Of what is zero above its diagonal, blocks of 16 that lie there are neither written nor read, unless DENSE: rows of
+    one token see each other, and some tokens reach across such blocks.
+    """
     i = tl.arange(0, C)
-    return base + (chunk.to(tl.int64) * heads + head) * (C * C) + i[:, None] * C + i[None, :]
+    at = base + (chunk.to(tl.int64) * heads + head) * (C * C) + i[:, None] * C + i[None, :]
+    return at, (i[:, None] // 16 >= i[None, :] // 16) | DENSE
+
+
+@triton.jit
+def load_square(base, chunk, head, heads, C: tl.constexpr, DENSE: tl.constexpr):
+    """The tile of `square`."""
+    at, kept = square(base, chunk, head, heads, C, DENSE)
+    return tl.load(at, mask=kept, other=0.0)
+
+
+@triton.jit
+def store_square(base, x, chunk, head, heads, C: tl.constexpr, DENSE: tl.constexpr):
+    """The reverse of `load_square`, cast to the pointer's type."""
+    at, kept = square(base, chunk, head, heads, C, DENSE)
+    tl.store(at, x.to(base.dtype.element_ty), mask=kept)
 
 
 @triton.jit
@@ -181,9 +200,9 @@ def scores_kernel(
     if DIAG:
         own = own * tl.load(diag + (row0 + r).to(tl.int64) * HS + head, mask=r < rows, other=0.0)[None, :]
     aqk = tl.where(token, own, aqk * pair_decay)
-    tl.store(square(scores, chunk, head, HS, C), aqk.to(scores.dtype.element_ty))
+    store_square(scores, aqk, chunk, head, HS, C, 16 % RANK != 0)
     if ERASE:
-        tl.store(square(solved, chunk, head, HS, C), invert(t * pair_decay, C, SOLVE).to(solved.dtype.element_ty))
+        store_square(solved, invert(t * pair_decay, C, SOLVE), chunk, head, HS, C, False)
 
 
 @triton.jit
@@ -211,15 +230,15 @@ def carry_kernel(
     segment_row, segment_end, segment_chunk, chosen,
     HQ: tl.constexpr, HK: tl.constexpr, HE: tl.constexpr, HS: tl.constexpr, HV: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, STEP: tl.constexpr,
-    DECAY: tl.constexpr, ERASE: tl.constexpr, OUTPUT: tl.constexpr, STORE: tl.constexpr,
-    TRANSITION: tl.constexpr, APART: tl.constexpr, PRECISION: tl.constexpr,
+    DECAY: tl.constexpr, ERASE: tl.constexpr, START: tl.constexpr, OUTPUT: tl.constexpr, STORE: tl.constexpr,
+    TRANSITION: tl.constexpr, APART: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Carry the state over one segment of STEP-row chunks, for one value head and one tile of V.
 
-    OUTPUT writes o. STORE writes what the backward pass needs: the state before each chunk, and R. TRANSITION starts
-    from the identity with nothing to write, tile by tile of K, so that `written` [Ns, Hv, K, K] is the segment's
-    transition, for the `chosen` segments; APART then does the tiles of V too, from no state, in the same launch since
-    they read the same.
+    START begins with `initial`. OUTPUT writes o. STORE writes what the backward pass needs: the state before each
+    chunk, and R. TRANSITION starts from the identity with nothing to write, tile by tile of K, so that `written`
+    [Ns, Hv, K, K] is the segment's transition, for the `chosen` segments; APART then does the tiles of V too, from no
+    state, in the same launch since they read the same.
     """
     identities: tl.constexpr = (K + BV - 1) // BV if TRANSITION else 0
     tiles: tl.constexpr = identities + ((V + BV - 1) // BV if APART or not TRANSITION else 0)
@@ -238,8 +257,10 @@ def carry_kernel(
     if TRANSITION:
         s = tl.where(tl.arange(0, BK)[:, None] == tile * BV + tl.arange(0, BV)[None, :], 1.0, 0.0)
         written_rows = tl.where(tile < identities, 0, written_rows)
-    else:
+    elif START:
         s = load_state(initial, index, 0, v0, K, V, BK, BV)
+    else:
+        s = tl.zeros([BK, BV], dtype=tl.float32)
     # z comes a chunk ahead, in registers: in shared memory there is no room for a third stage with it.
     ahead = load_rows(z, row0, tl.minimum(written_rows, STEP), head, HV, V, v0, C, BV)
     for i in range(0, tl.cdiv(end - row0, STEP)):
@@ -262,7 +283,7 @@ def carry_kernel(
             e_ = load_rows(e, at, rows, head // (HV // HE), HE, K, 0, C, BK)
             seen = product(e_, operand, PRECISION)
             x -= seen * gamma if DECAY == HEAD else seen
-            x = product(tl.load(square(solved, chunk + i, hs, HS, C)), x.to(k_.dtype), PRECISION)  # R, Eq. 35
+            x = product(load_square(solved, chunk + i, hs, HS, C, False), x.to(k_.dtype), PRECISION)  # R, Eq. 35
         r_ = x.to(k_.dtype)
         if STORE:
             store_rows(written, r_, at, rows, head, HV, V, v0, C, BV)
@@ -270,7 +291,7 @@ def carry_kernel(
             q_ = load_rows(q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK)
             y = product(q_, operand, PRECISION)
             y = y * gamma if DECAY == HEAD else y
-            y += product(tl.load(square(scores, chunk + i, hs, HS, C)), r_, PRECISION)  # Eq. 24
+            y += product(load_square(scores, chunk + i, hs, HS, C, DENSE), r_, PRECISION)  # Eq. 24
             store_rows(o, y, at, rows, head, HV, V, v0, C, BV)
         if DECAY == HEAD:
             r_ = (x * tail).to(k_.dtype)
@@ -289,9 +310,11 @@ def carry_kernel(
 def merge_kernel(
     transitions, added, initial, starts, first, count,
     HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, INNER: tl.constexpr,
-    BACKWARD: tl.constexpr, PRECISION: tl.constexpr,
+    START: tl.constexpr, BACKWARD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """State before every segment of one sequence: S <- M S + added, in fp32. BACKWARD runs from the end with M^T.
+
+    START begins with `initial`, not from nothing.
 
     M comes in tiles of INNER along the sum, for shared memory holds 128 x 128 of it at most; S then comes from memory.
     """
@@ -302,7 +325,10 @@ def merge_kernel(
     n = tl.load(count + sequence)
     step = -1 if BACKWARD else 1
     segment = tl.load(first + sequence) + (n - 1 if BACKWARD else 0)
-    s = load_state(initial, sequence * HV + head, 0, v0, K, V, BK, BV)
+    if START:
+        s = load_state(initial, sequence * HV + head, 0, v0, K, V, BK, BV)
+    else:
+        s = tl.zeros([BK, BV], dtype=tl.float32)
     store_state(starts, s, segment * HV + head, v0, K, V, BK, BV)
     for i in range(1, n):
         index = (segment + (i - 1) * step) * HV + head

@@ -27,8 +27,10 @@ WIDEST = 256
 C = tuning.CHUNK
 
 
-def delta_rule(rows: Rows, state: Tensor) -> tuple[Tensor, Tensor]:
+def delta_rule(rows: Rows, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """Outputs [T, Hv, V] of all packed rows and the last states [N, Hv, K, V] fp32, differentiable in every input.
+
+    They start from `state`, None being the zero state.
 
     Raises:
         ValueError: fp64 inputs, or key and value widths above 256.
@@ -36,11 +38,11 @@ def delta_rule(rows: Rows, state: Tensor) -> tuple[Tensor, Tensor]:
     if rows.z.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"the triton implementation takes float32, float16 or bfloat16, got {rows.z.dtype}")
     if max(rows.k.shape[-1], rows.z.shape[-1]) > WIDEST:
-        raise ValueError(f"the triton implementation takes K and V up to {WIDEST}, got {list(state.shape[-2:])}")
+        raise ValueError(f"the triton implementation takes K and V up to {WIDEST}, got {list(rows.states[-2:])}")
     if rows.rank > C:
         raise ValueError(f"the triton implementation takes up to {C} rows a token, got rank {rows.rank}")
     if rows.z.shape[0] == 0:
-        return rows.z, state
+        return rows.z, rows.z.new_zeros(rows.states, dtype=torch.float32) if state is None else state
     o, last = _DeltaRule.apply(
         rows.q, rows.k, rows.e, rows.z, rows.g, rows.diag, state, rows.lengths, rows.rank, SPLIT.get()
     )
@@ -114,6 +116,16 @@ class _Call:
         """Whether the operands' exponents reach far enough to divide by a decay; those of fp16 do not."""
         return self.z.dtype != torch.float16
 
+    def states(self, count: int, width: int | None = None) -> Tensor:
+        """Room for `count` states [count, Hv, K, V], or with `width` in place of V, fp32."""
+        shape = (count, self.value_heads, self.key, self.value if width is None else width)
+        return self.z.new_empty(shape, dtype=torch.float32)
+
+    @property
+    def dense(self) -> bool:
+        """Whether a token's rows may lie on both sides of a multiple of 16."""
+        return 16 % self.rank != 0
+
     @property
     def solve(self) -> str:
         return self.plan.solve if self.z.dtype == torch.float32 else self.plan.solve_half
@@ -132,6 +144,7 @@ class _Operands:
     e: Tensor
     decay: Tensor
     tails: Tensor  # [P, Hs, C], or where decay per channel is `strong` [P, Hs]
+    some: Tensor  # [1], meant with `strong` only
     scores: Tensor  # [P, Hs, C, C]
     solved: Tensor  # [P, Hs, C, C]
 
@@ -157,19 +170,19 @@ def _scores(call: _Call) -> _Operands:
         qg, kt = new(t, hs, call.key), new(t, hs, call.key)
         eg = new(t, hs, call.key) if call.e is not None else kt
         decay = new(p, hs, call.key, dtype=torch.float32)
-        strong = new(p, hs, dtype=torch.int32)
+        strong, some = new(p, hs, dtype=torch.int32), call.z.new_zeros(1, dtype=torch.int32)
         for how in call.launches(call.plan.scores, call.plan.strong_scores):
             channel.channel_scores_kernel[(p * hs,)](
-                *inputs, call.selections, qg, eg, kt, decay, scores, solved, strong, *chunks, **variant, B=how.tile,
-                REST=how is call.plan.strong_scores, DIRECT=call.direct, **how.options,
+                *inputs, call.selections, qg, eg, kt, decay, scores, solved, strong, some, *chunks, **variant,
+                B=how.tile, REST=how is call.plan.strong_scores, DIRECT=call.direct, **how.options,
             )  # fmt: skip
-        return _Operands(qg, kt, eg, decay, strong, scores, solved)
+        return _Operands(qg, kt, eg, decay, strong, some, scores, solved)
     decay, tails = (new(p, hs, C, dtype=torch.float32) for _ in range(2)) if call.g is not None else (scores, scores)
     forward.scores_kernel[(p * hs,)](
         *inputs, decay, tails, scores, solved, *chunks, **variant, B=call.plan.scores.tile,
         DECAY=DECAYS[call.decay], **call.plan.scores.options,
     )  # fmt: skip
-    return _Operands(call.q, call.k, e, decay, tails, scores, solved)
+    return _Operands(call.q, call.k, e, decay, tails, tails, scores, solved)
 
 
 def _or(x: Tensor | None, other: Tensor) -> Tensor:
@@ -178,46 +191,43 @@ def _or(x: Tensor | None, other: Tensor) -> Tensor:
 
 
 def _carry(
-    call: _Call, ops: _Operands, initial: Tensor, *, o: Tensor | None = None,
+    call: _Call, ops: _Operands, initial: Tensor | None, *, o: Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None, transition: Tensor | None = None, apart: bool = False,
 ) -> Tensor:  # fmt: skip
     """Run the state through every segment and return the final states [Ns, Hv, K, V].
 
-    They start from `initial`. With `transition` [Ns, Hv, K, K], which is filled, they start from nothing, and are
-    only found where `apart`: then for all but the last segments, the transitions alone for all but the first.
+    They start from `initial`, None being nothing. With `transition` [Ns, Hv, K, K], which is filled, they start from
+    nothing, and are only found where `apart`: then for all but the last segments, else transitions alone for all but
+    the first.
     """
     how, table = call.plan.carry if o is None else call.plan.output, call.layout
     tile = how.tile if transition is None else min(how.tile, max(16, triton.next_power_of_2(call.key)))
     tiles = -(-call.value // tile) if transition is None or apart else 0
     tiles += 0 if transition is None else -(-call.key // tile)
-    final = initial.new_empty(table.segments, call.value_heads, call.key, call.value)
+    final = call.states(table.segments)
     written, states = kept if kept is not None else (final if transition is None else transition, final)
     chosen = table.but_last if apart else table.but_first
     segments = table.segments if transition is None else chosen.shape[0]
     forward.carry_kernel[(segments * call.value_heads * tiles,)](
-        ops.q, ops.k, ops.e, call.z, ops.decay, ops.tails, ops.scores, ops.solved, initial,
+        ops.q, ops.k, ops.e, call.z, ops.decay, ops.tails, ops.scores, ops.solved, _or(initial, call.z),
         _or(o, call.z), written, states, final, table.segment_row, table.segment_end, table.segment_chunk, chosen,
         **ops.heads, HV=call.value_heads, K=call.key, V=call.value, BK=max(16, triton.next_power_of_2(call.key)),
-        BV=tile, C=C, STEP=table.step, DECAY=DECAYS[call.decay], ERASE=call.e is not None, OUTPUT=o is not None,
-        STORE=kept is not None, TRANSITION=transition is not None, APART=apart,
+        BV=tile, C=C, STEP=table.step, DECAY=DECAYS[call.decay], ERASE=call.e is not None, START=initial is not None,
+        OUTPUT=o is not None, STORE=kept is not None, TRANSITION=transition is not None, APART=apart, DENSE=call.dense,
         PRECISION=call.precision, **how.options,
     )  # fmt: skip
     return final
 
 
-def _transitions(call: _Call, like: Tensor) -> Tensor:
-    """Room for the transition of every segment."""
-    return like.new_empty(call.layout.segments, call.value_heads, call.key, call.key)
-
-
-def _merge(call: _Call, transitions: Tensor, added: Tensor, initial: Tensor, reverse: bool) -> Tensor:
+def _merge(call: _Call, transitions: Tensor, added: Tensor, initial: Tensor | None, reverse: bool) -> Tensor:
     """States at the near side of every segment [Ns, Hv, K, V] from those at the sequences' starts (or ends)."""
     starts = torch.empty_like(added)
     table = call.layout
     bk = max(16, triton.next_power_of_2(call.key))
     forward.merge_kernel[(len(call.lengths) * call.value_heads * -(-call.value // 16),)](
-        transitions, added, initial, starts, table.first, table.count,
-        HV=call.value_heads, K=call.key, V=call.value, BK=bk, BV=16, INNER=bk if bk <= 128 else 64, BACKWARD=reverse,
+        transitions, added, _or(initial, added), starts, table.first, table.count,
+        HV=call.value_heads, K=call.key, V=call.value, BK=bk, BV=16, INNER=bk if bk <= 128 else 64,
+        START=initial is not None, BACKWARD=reverse,
         PRECISION="tf32x3", num_warps=8, num_stages=3 if bk <= 128 else 1,
     )  # fmt: skip
     return starts
@@ -239,7 +249,7 @@ def _reverse(
         table.segment_row, table.segment_end, table.segment_chunk, table.but_first,
         **ops.heads, HV=call.value_heads, K=call.key, V=call.value, BK=max(16, triton.next_power_of_2(call.key)),
         BV=how.tile, C=C, STEP=table.step, DECAY=DECAYS[call.decay], ERASE=call.e is not None,
-        STORE=kept is not None, PRECISION=call.precision, **how.options,
+        STORE=kept is not None, DENSE=call.dense, PRECISION=call.precision, **how.options,
     )  # fmt: skip
     return dinitial
 
@@ -288,9 +298,9 @@ def _input_gradients(
         dg = call.z.new_empty(t, hv, call.key, dtype=torch.float32)
         for how in call.launches(plan.inputs, plan.strong_inputs):
             channel.channel_inputs_kernel[(call.layout.chunks * hv * -(-call.key // how.tile),)](
-                *inputs, pairs[2], call.selections, ops.tails, dq, dk, de, dg, *chunks, **variant, HS=call.score_heads,
-                B=how.tile, BV=how.inner, RANK=call.rank, REST=how is plan.strong_inputs, DIRECT=call.direct,
-                **how.options,
+                *inputs, pairs[2], call.selections, ops.tails, ops.some, dq, dk, de, dg, *chunks, **variant,
+                HS=call.score_heads, B=how.tile, BV=how.inner, RANK=call.rank, REST=how is plan.strong_inputs,
+                DIRECT=call.direct, **how.options,
             )  # fmt: skip
     else:
         tiles = -(-call.key // plan.inputs.tile)
@@ -298,7 +308,7 @@ def _input_gradients(
             dg = call.z.new_empty(tiles, t, hv, dtype=torch.float32)
         backward.inputs_kernel[(call.layout.chunks * hv * tiles,)](
             *inputs, dq, dk, de, dg, *chunks, t, **variant, B=plan.inputs.tile, BV=plan.inputs.inner,
-            DECAY=DECAYS[call.decay], **plan.inputs.options,
+            DECAY=DECAYS[call.decay], DENSE=call.dense, **plan.inputs.options,
         )  # fmt: skip
     if call.decay == "head":
         dg = dg.sum(0)
@@ -333,12 +343,12 @@ class _DeltaRule(torch.autograd.Function):
         e = None if e is None else e.to(z.dtype).contiguous()
         g, diag = (None if x is None else x.float().contiguous() for x in (g, diag))
         call = _spread(_Call(q, k, e, z.contiguous(), g, diag, lengths, rank, split))
-        state = state.contiguous()
+        state = None if state is None else state.contiguous()
         with torch.cuda.device_of(z):
             ops = _scores(call)
             starts = state
             if call.layout.split:
-                transitions = _transitions(call, state)
+                transitions = call.states(call.layout.segments, call.key)
                 added = _carry(call, ops, state, transition=transitions, apart=True)
                 starts = _merge(call, transitions, added, state, reverse=False)
             o = torch.empty_like(call.z)
@@ -361,7 +371,7 @@ class _DeltaRule(torch.autograd.Function):
             _carry(call, ops, starts, kept=(written, states))
             ends = dlast
             if call.layout.split:
-                transitions = _transitions(call, starts)
+                transitions = call.states(call.layout.segments, call.key)
                 _carry(call, ops, starts, transition=transitions)
                 added = _reverse(call, ops, do, torch.zeros_like(starts))
                 ends = _merge(call, transitions, added, dlast, reverse=True)
@@ -372,5 +382,5 @@ class _DeltaRule(torch.autograd.Function):
             dg = dg.sum(-1)
         dstate = dstarts[call.layout.first] if call.layout.split else dstarts
         found = (dq, dk, de, dz, dg, ddiag, dstate)
-        cast = [None if x is None else x.to(dtype) for x, dtype in zip(found, ctx.dtypes, strict=True)]
+        cast = [None if x is None or t is None else x.to(t) for x, t in zip(found, ctx.dtypes, strict=True)]
         return *cast, None, None, None

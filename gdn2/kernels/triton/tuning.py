@@ -85,7 +85,7 @@ def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsiz
     tiles = value_heads * -(-value // state.tile)
     few = _tile(value // 2, 32)
     return Plan(
-        scores=Launch(32, 4, 3) if channel else Launch(_tile(key, 64), 4),
+        scores=Launch(32 if channel else _tile(key, 64), 4, 3),
         carry=state,
         output=output,
         reverse=output if key > 128 else state,
