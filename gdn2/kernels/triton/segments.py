@@ -87,4 +87,4 @@ def layout(lengths: tuple[int, ...], step: int, segment: int, device: torch.devi
 def _longer(place: int) -> int:
     """Times the shortest that the segment has which begins `place` shortest ones into its sequence: enough of them to
     fill a device, few enough that each is long beside what it costs to join them."""
-    return 1 if place < 8 else 2 if place < 32 else 4
+    return 1 if place < 4 else 2 if place < 16 else 4

@@ -136,9 +136,9 @@ def test_segments_have_fixed_length_and_never_straddle_sequences() -> None:
 def test_segments_grow_with_their_place_alone() -> None:
     cut = segments.layout((700, 2900), 64, 64, torch.device("cpu"))
     lengths = (cut.segment_end - cut.segment_row).tolist()
-    assert lengths == [64] * 8 + [128, 60] + [64] * 8 + [128] * 12 + [256] * 3 + [84]
-    assert cut.but_first.tolist() == [*range(1, 10), *range(11, 34)]
-    assert cut.but_last.tolist() == [*range(9), *range(10, 33)]
+    assert lengths == [64] * 4 + [128] * 3 + [60] + [64] * 4 + [128] * 6 + [256] * 7 + [84]
+    assert cut.but_first.tolist() == [*range(1, 8), *range(9, 26)]
+    assert cut.but_last.tolist() == [*range(7), *range(8, 25)]
 
 
 @pytest.mark.parametrize(
