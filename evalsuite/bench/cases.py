@@ -146,7 +146,11 @@ def operator(op: str, mixer: str, shape: Shape, setup: Setup) -> Job:
 
 
 def decode(n: int, shape: Shape, setup: Setup) -> Job:
-    """One token for each of n sequences from an fp32 state."""
+    """One token for each of n sequences from an fp32 state.
+
+    fla returns new states. "fla in place" copies them back to where a CUDA graph reads them next time; with a pool of
+    states, "fla pool" fetches and puts back the sequences' own, as "ours pool" does itself.
+    """
     import torch
 
     from gdn2.kernels import delta_step
@@ -157,17 +161,29 @@ def decode(n: int, shape: Shape, setup: Setup) -> Job:
     start = torch.randn(n, shape.heads, shape.width, shape.width, device=setup.device)
     state = start.clone()
 
-    def call(name: Any, inputs: dict[str, Tensor], state: Tensor) -> Tensor:
-        q, k, e, z, g = (inputs[i] for i in "qkezg")
-        return delta_step(q, k, e, z, g, state, implementation=name)
+    pool, slots = state.repeat(2, 1, 1, 1), torch.randperm(2 * n, device=setup.device)[:n].clone()
 
-    calls: dict[str, Callable[[], object]] = {"ours": lambda: call(setup.ours, rows, state)}
+    def call(name: Any, inputs: dict[str, Tensor], state: Tensor, slots: Tensor | None = None) -> Tensor:
+        q, k, e, z, g = (inputs[i] for i in "qkezg")
+        return delta_step(q, k, e, z, g, state, slots, implementation=name)
+
+    calls: dict[str, Callable[[], object]] = {
+        "ours": lambda: call(setup.ours, rows, state),
+        "ours pool": lambda: call(setup.ours, rows, pool, slots),
+    }
     if setup.ours != "torch":
         calls["torch"] = lambda: call("torch", rows, state)
     if setup.peer is not None:
         theirs = import_module(f"{setup.peer.__name__}.ops.gdn2").fused_recurrent_gdn2
         inputs = [x[i] for i in ("q", "k", "v", "g", "erase", "write")]
-        calls["fla"] = lambda: theirs(*inputs, scale=1.0, initial_state=state, output_final_state=True)
+
+        def step(before: Tensor) -> Tensor:
+            after: Tensor = theirs(*inputs, scale=1.0, initial_state=before, output_final_state=True)[1]
+            return after
+
+        calls["fla"] = lambda: step(state)
+        calls["fla in place"] = lambda: state.copy_(step(state))
+        calls["fla pool"] = lambda: pool.index_copy_(0, slots, step(pool.index_select(0, slots)))
 
     def check() -> tuple[float, float]:
         few = {name: t[:, :CHECKED_HEADS].double() for name, t in rows.items()}
