@@ -1,10 +1,11 @@
 """The two kernels that meet decay per channel inside a chunk: its scores, and the gradients of its inputs.
 
-A chunk of 64 rows is two blocks of 32. q and e decay from the start of their block. Keys of the first block decay up to
-its end for the rows of the second. Keys of the row's own block are divided by their decay since its start where that is
-in `REACH`; the others (`rest`) are anchored in the middle of the smallest aligned block of 2, 4, 8, 16 or 32 rows that
-holds the pair. Which way a key takes depends on gates up to its own row only, so a later gate never changes an earlier
-score. Gradients need no such care: there both sides are anchored in the middle of the chunk, where that is in reach.
+A chunk of 64 rows is two blocks of 32. Keys are divided by their decay since the start of their block where that is in
+`REACH`; q and e meet those of the first block decayed since the chunk's start, and those of the second since that
+block's. What is lost so, where q or e have decayed below 2 ** -126, is a pair weaker than 2 ** -36. The other keys
+(`rest`) are anchored in the middle of the smallest aligned block of 2, 4, ... 64 rows that holds the pair. Which way a
+key takes depends on gates up to its own row only, so a later gate never changes an earlier score. Gradients need no
+such care: there both sides are anchored in the middle of the chunk, where that is in reach.
 
 Chunks with a key out of reach are rare, and what they need does not fit in the registers beside the rest: they have
 launches of their own (REST), whose programs stop at once where `strong` says that there is nothing to do.

@@ -10,7 +10,7 @@
     R = A (Z - (gamma * E) S)     O = (gamma * Q) S + Aqk R     S <- gamma_C * S + (tail * K)^T R
 
 Decays are exact at any strength: sums of log-decays run over the very rows they stand for, never as differences of
-longer sums, save where `channel` says so.
+longer sums, save where `channel` and `between` say so.
 
 Axes: T rows of all sequences, P chunks, C rows a chunk, H key heads, Hv value heads, Hs heads of the scores, K and V
 widths.

@@ -27,7 +27,7 @@ class Layout:
     first: Tensor  # [N] first segment of each sequence
     count: Tensor  # [N] its segments; an empty sequence has one, empty
     last: Tensor  # [N] last segment of each sequence
-    but_first: Tensor  # [Ns - N] the segments that are not the first of their sequence
+    but_first: Tensor  # [Ns - N] the segments that are not the first of their sequence; long ones come first
     but_last: Tensor  # [Ns - N] those that are not the last
     step: int  # rows of a full chunk
 
@@ -78,8 +78,8 @@ def layout(lengths: tuple[int, ...], step: int, segment: int, device: torch.devi
         table(first),
         table(count),
         table([f + c - 1 for f, c in zip(first, count, strict=True)]),
-        table([f + i for f, c in zip(first, count, strict=True) for i in range(1, c)]),
-        table([f + i for f, c in zip(first, count, strict=True) for i in range(c - 1)]),
+        table([f + i for f, c in zip(first, count, strict=True) for i in range(1, c)][::-1]),
+        table([f + i for f, c in zip(first, count, strict=True) for i in range(c - 1)][::-1]),
         step,
     )
 
