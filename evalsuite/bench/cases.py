@@ -53,7 +53,8 @@ PEER_OPS = {
     "gdn2": ("gdn2", "chunk_gdn2"), "kda": ("kda", "chunk_kda"), "gdn": ("gated_delta_rule", "chunk_gated_delta_rule"),
 }  # fmt: skip
 MIXERS = ("gdn2", "kda", "gdn")
-OPS = ("forward", "backward", "layer", "decode", "convolution", "gates", "norm")
+OPS = ("forward", "backward", "strong", "layer", "decode", "convolution", "gates", "norm")
+WEAK, STRONG = -4.0, 2.0  # mean logit of a decay: e^-0.02 and e^-2.1 a token
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def find_peer(name: str = "fla") -> ModuleType | None:
         return None
 
 
-def draw(shape: Shape, mixer: str, setup: Setup, seed: int = 0) -> dict[str, Tensor]:
+def draw(shape: Shape, mixer: str, setup: Setup, seed: int = 0, decay: float = WEAK) -> dict[str, Tensor]:
     """Random inputs: unit q and k, v, gate logits b and w, decay logits f, and the folded e, z, g, [B, T, H, D]."""
     import torch
     from torch.nn import functional as F
@@ -101,7 +102,7 @@ def draw(shape: Shape, mixer: str, setup: Setup, seed: int = 0) -> dict[str, Ten
     d, dtype = shape.width, setup.dtype
     x = {"q": F.normalize(normal(d), dim=-1), "k": F.normalize(normal(d), dim=-1), "v": normal(d)}
     x |= {"b": normal(d), "w": normal(d)} if mixer == "gdn2" else {"b": normal()}
-    x["f"] = normal() - 4.0 if mixer == "gdn" else normal(d) - 4.0
+    x["f"] = decay + (normal() if mixer == "gdn" else normal(d))
     x = {name: t.to(dtype) for name, t in x.items()}
     erase, write = x["b"].sigmoid(), x["w"].sigmoid() if mixer == "gdn2" else x["b"].sigmoid()
     if mixer != "gdn2":
@@ -112,12 +113,13 @@ def draw(shape: Shape, mixer: str, setup: Setup, seed: int = 0) -> dict[str, Ten
 
 
 def operator(op: str, mixer: str, shape: Shape, setup: Setup) -> Job:
-    """Forward, or the gradients of q, k, e, z, g alone (the outputs are made before)."""
+    """Forward; the same where decays leave nothing after a chunk (strong); or the gradients of q, k, e, z, g alone (the
+    outputs are made before)."""
     import torch
 
     from gdn2.kernels import delta_rule
 
-    x = draw(shape, mixer, setup)
+    x = draw(shape, mixer, setup, decay=STRONG if op == "strong" else WEAK)
     backward = op == "backward"
     d_out = torch.randn_like(x["z"])
 

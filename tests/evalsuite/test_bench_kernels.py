@@ -57,7 +57,7 @@ def test_wrong_kernels_turn_the_check_red(monkeypatch: pytest.MonkeyPatch) -> No
         return (o if o.dtype == torch.float64 else o * 1.001), last
 
     monkeypatch.setattr(gdn2.kernels, "delta_rule", wrong)
-    for op in ("forward", "backward"):
+    for op in ("forward", "backward", "strong"):
         error, allowed = cases.operator(op, "gdn2", TINY[0], SETUP).check()
         assert error > allowed
 
@@ -95,7 +95,7 @@ def test_unwritten_outputs_are_never_right() -> None:
 
 def test_the_plan_names_each_job_once_and_keeps_to_what_was_asked() -> None:
     names = [name for name, _ in kernels.plan(SETUP, Asked())]
-    assert len(set(names)) == len(names) == 4 * 3 + 2 + 1
+    assert len(set(names)) == len(names) == 5 * 3 + 2 + 1
     assert [n for n, _ in kernels.plan(SETUP, Asked(ops=["norm", "decode"]))] == ["norm 2x48 H2 D16", "decode 2"]
     gpu = Setup(torch.device("cuda"), torch.bfloat16, "triton", None)
     forward = [name for name, _ in kernels.plan(gpu, Asked(ops=["forward"], mixers=["gdn2"], peer_shapes=True))]
