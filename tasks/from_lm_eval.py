@@ -23,16 +23,19 @@ __all__ = ["PREFIX", "fetch", "import_copy", "members", "open_tasks"]
 
 
 class Kept(Mapping[str, Any]):
-    """Splits that lie in the data directory, read when asked for. `digests` are those of the files read so far."""
+    """Splits that lie in the data directory, read when asked for. `digests` are those of the files read so far.
 
-    def __init__(self, task: str, asked: str, home: Path, digests: dict[str, str]) -> None:
-        self._task, self._home, self._digests = task, home, digests
+    `brought` is what brings them, where the task is one of a group the group.
+    """
+
+    def __init__(self, task: str, brought: str, asked: str, home: Path, digests: dict[str, str]) -> None:
+        self._task, self._brought, self._home, self._digests = task, brought, home, digests
         place = _place(asked)
         self._files = {
             Path(name).stem: name for name in shelf.manifest(home) if Path(name).parent == Path(place)
         }  # fmt: skip
         if not self._files:
-            raise DataError(f"the data of {task} are not in {home}: {shelf.how(task, home, own=False)}")
+            raise DataError(f"the data of {task} are not in {home}: {self._again()}")
 
     def __getitem__(self, split: str) -> Any:
         name = self._files.get(split)
@@ -45,7 +48,7 @@ class Kept(Mapping[str, Any]):
         return _opened(data)
 
     def _again(self) -> str:
-        return shelf.how(self._task, self._home, own=False)
+        return shelf.how(self._brought, self._home, own=False)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -79,7 +82,7 @@ def open_tasks(name: str) -> list[Task]:
     name, or a task that cannot run here.
     """
     several = index.named(name.removeprefix(PREFIX))
-    opened = [_opened_task(member, shelf.folder()) for member in several.members]
+    opened = [_opened_task(member, shelf.folder(), name) for member in several.members]
     return [cast(Task, Chosen(task, groups=several.groups)) for task in opened] if several.groups else [*opened]
 
 
@@ -87,17 +90,17 @@ def open_tasks(name: str) -> list[Task]:
 _OPENED: dict[tuple[str, Path], LmEvalTask] = {}
 
 
-def _opened_task(member: index.Member, home: Path) -> LmEvalTask:
+def _opened_task(member: index.Member, home: Path, brought: str) -> LmEvalTask:
     if (member.name, home) not in _OPENED:
-        _OPENED[member.name, home] = _made(member, home)
+        _OPENED[member.name, home] = _made(member, home, brought)
     return _OPENED[member.name, home]
 
 
-def _made(member: index.Member, home: Path) -> LmEvalTask:
+def _made(member: index.Member, home: Path, brought: str) -> LmEvalTask:
     digests: dict[str, str] = {}
 
     def source(path: str, config: str | None, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        return Kept(member.name, question(path, config, options), home, digests)
+        return Kept(member.name, brought, question(path, config, options), home, digests)
 
     def digest() -> str:
         lines = [identity(task), *(f"{file} {found}" for file, found in sorted(digests.items()))]

@@ -262,7 +262,7 @@ def test_missing_data_of_one_task_of_a_group_are_named_before_a_model_loads(
     code = cli.main(["run", "--model", "hf:no/model", "--tasks", "lm_eval:kobest", "--data", str(home)])
     err = capsys.readouterr().err
     assert code == 3 and err.count("\n") == 1
-    assert f"the data of lm_eval:kobest_copa are not in {home}: `gdn2-eval data fetch lm_eval:kobest_copa --to" in err
+    assert f"the data of lm_eval:kobest_copa are not in {home}: `gdn2-eval data fetch lm_eval:kobest --to" in err
 
 
 def test_a_group_is_brought_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
