@@ -59,6 +59,17 @@ def test_the_tasks_of_table_2_together(small, monkeypatch, asked):
     assert min(saved.values()) >= 1.0
 
 
+def test_four_choices_as_arc_asks_them(small, monkeypatch, shared, tokenizer):
+    """Real questions in ARC's words: its own files are not at hand."""
+    rows = table2.rows(shared, "openbookqa", "hf/test.jsonl", 4)
+    requests = [
+        LogLikelihood(as_prompt(tokenizer, f"Question: {row['question_stem']}\nAnswer:"), as_prompt(tokenizer, f" {choice}"))
+        for row in rows
+        for choice in row["choices"]["text"]
+    ]
+    assert lm_eval_runs(requests) >= 2.5 * ours_runs(small, monkeypatch, requests)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_every_likelihood_is_the_unshared_one(small, asked, task):
     few = asked[task][:8]
