@@ -62,11 +62,8 @@ def test_the_tasks_of_table_2_together(small, monkeypatch, asked):
 def test_four_choices_as_arc_asks_them(small, monkeypatch, shared, tokenizer):
     """Real questions in ARC's words: its own files are not at hand."""
     rows = table2.rows(shared, "openbookqa", "hf/test.jsonl", 4)
-    requests = [
-        LogLikelihood(as_prompt(tokenizer, f"Question: {row['question_stem']}\nAnswer:"), as_prompt(tokenizer, f" {choice}"))
-        for row in rows
-        for choice in row["choices"]["text"]
-    ]
+    pairs = [(f"Question: {r['question_stem']}\nAnswer:", f" {c}") for r in rows for c in r["choices"]["text"]]
+    requests = [LogLikelihood(*(as_prompt(tokenizer, text) for text in pair)) for pair in pairs]
     assert lm_eval_runs(requests) >= 2.5 * ours_runs(small, monkeypatch, requests)
 
 
