@@ -190,7 +190,7 @@ def test_the_run_file_holds_the_check_and_the_tokens(tmp_path, small, toy):
     outcome = go(tmp_path, small.make(), [toy.Find(), toy.Choose()])
     last = json.loads((tmp_path / "run.json").read_text())["invocations"][-1]
     check = last["provenance"]["self_check"]
-    assert 0 < last["provenance"]["self_check_s"] < last["seconds"] + 60
+    assert last["provenance"]["self_check_s"] > 0
     assert check["packed_against_single"] == 0.0 and 0 <= check["chunk_against_recurrent"] < 1e-3
     report = last["report"]
     assert report["tokens_asked"] > report["tokens_read"] > 0

@@ -325,7 +325,7 @@ CONFIGS: dict[str, Callable[[], None]] = {
     "layer mamba3 mimo": lambda: _mamba3(4),
     "rows": lambda: _rows(),
     "attention": lambda: _attention(),
-    "noise": lambda: _noise(),
+    "noise": _noise,
 }
 """Everything that ships: the mixers at the widths of the published models, KDA being GDN-2 with tied gates."""
 
