@@ -19,6 +19,7 @@ import triton.language as tl
 from gdn2.kernels.triton.forward import (
     CHANNEL,
     HEAD,
+    add_product,
     between,
     gate_ends,
     load_gate,
@@ -57,7 +58,7 @@ def reverse_kernel(
     chunk = tl.load(segment_chunk + segment)
     hs = head // (HV // HS)
     index = segment * HV + head
-    ds = load_state(dfinal, index, 0, v0, K, V, BK, BV)
+    ds = tl.trans(load_state(dfinal, index, 0, v0, K, V, BK, BV))
     n = tl.cdiv(end - row0, STEP)
     for j in range(0, n):
         i = n - 1 - j
@@ -68,29 +69,30 @@ def reverse_kernel(
             whole = tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * K + ki, mask=ki < K, other=0.0)
         k_ = load_rows(k, at, rows, head // (HV // HK), HK, K, 0, C, BK)
         q_ = load_rows(q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK)
-        do_ = load_rows(do, at, rows, head, HV, V, v0, C, BV)
+        do_ = tl.trans(load_rows(do, at, rows, head, HV, V, v0, C, BV))
+        operand = ds.to(k_.dtype)
         if STORE:
-            store_state(dstates, ds, (chunk + i) * HV + head, v0, K, V, BK, BV)
-        dr = product(k_, ds.to(k_.dtype), PRECISION)
+            store_state(dstates, operand, (chunk + i) * HV + head, v0, 0, V, K, BV, BK)
+        dr = product(operand, tl.trans(k_), PRECISION)
         if DECAY == HEAD:
             of = ((chunk + i).to(tl.int64) * HS + hs) * C + tl.arange(0, C)
-            gamma = tl.load(decay + of)[:, None]
-            dr = dr * tl.load(tails + of)[:, None]
+            gamma = tl.load(decay + of)[None, :]
+            dr = dr * tl.load(tails + of)[None, :]
             ds = ds * tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * C + C - 1)
         if DECAY == CHANNEL:
-            ds = ds * whole[:, None]
-        dr += product(tl.trans(load_square(scores, chunk + i, hs, HS, C, DENSE)), do_, PRECISION)
+            ds = ds * whole[None, :]
+        dr = add_product(dr, do_, load_square(scores, chunk + i, hs, HS, C, DENSE), PRECISION)
         scaled = (do_ * gamma).to(do_.dtype) if DECAY == HEAD else do_
-        ds += product(tl.trans(q_), scaled, PRECISION)
+        ds = add_product(ds, scaled, q_, PRECISION)
         if ERASE:
-            a = tl.trans(load_square(solved, chunk + i, hs, HS, C, False))
-            dr = product(a, dr.to(k_.dtype), PRECISION)
+            a = load_square(solved, chunk + i, hs, HS, C, False)
+            dr = product(dr.to(k_.dtype), a, PRECISION)
             e_ = load_rows(e, at, rows, head // (HV // HE), HE, K, 0, C, BK)
-            scaled = (dr * gamma if DECAY == HEAD else dr).to(k_.dtype)
-            ds -= product(tl.trans(e_), scaled, PRECISION)
+            scaled = (-dr * gamma if DECAY == HEAD else -dr).to(k_.dtype)
+            ds = add_product(ds, scaled, e_, PRECISION)
         if STORE:
-            store_rows(dz, dr, at, rows, head, HV, V, v0, C, BV)
-    store_state(dinitial, ds, index, v0, K, V, BK, BV)
+            store_rows(dz, tl.trans(dr), at, rows, head, HV, V, v0, C, BV)
+    store_state(dinitial, tl.trans(ds), index, 0, v0, K, V, BK, BV)
 
 
 @triton.jit
@@ -155,13 +157,13 @@ def through_state(
     dk = tl.zeros([C, B], dtype=tl.float32)
     dwhole = tl.zeros([B], dtype=tl.float32)
     for v0 in range(0, V, BV):
-        s = load_state(states, chunk * HV + head, col0, v0, K, V, B, BV)
-        ds = load_state(dstates, chunk * HV + head, col0, v0, K, V, B, BV)
-        dwhole += tl.sum(s.to(tl.float32) * ds.to(tl.float32), 1)
-        dq += product(load_rows(do, row0, rows, head, HV, V, v0, C, BV), tl.trans(s), PRECISION)
+        s = load_state(states, chunk * HV + head, v0, col0, V, K, BV, B)
+        ds = load_state(dstates, chunk * HV + head, v0, col0, V, K, BV, B)
+        dwhole += tl.sum(s.to(tl.float32) * ds.to(tl.float32), 0)
+        dq += product(load_rows(do, row0, rows, head, HV, V, v0, C, BV), s, PRECISION)
         if ERASE:
-            de -= product(load_rows(dz, row0, rows, head, HV, V, v0, C, BV), tl.trans(s), PRECISION)
-        dk += product(load_rows(written, row0, rows, head, HV, V, v0, C, BV), tl.trans(ds), PRECISION)
+            de -= product(load_rows(dz, row0, rows, head, HV, V, v0, C, BV), s, PRECISION)
+        dk += product(load_rows(written, row0, rows, head, HV, V, v0, C, BV), ds, PRECISION)
     return dq, de, dk, dwhole
 
 

@@ -210,16 +210,18 @@ def load_state(base, index, k0, v0, K: tl.constexpr, V: tl.constexpr, BK: tl.con
     """Tile [BK, BV] of states [N * Hv, K, V], zero past the widths."""
     ki = k0 + tl.arange(0, BK)
     vi = v0 + tl.arange(0, BV)
-    at = index.to(tl.int64) * (K * V) + ki[:, None] * V + vi[None, :]
+    base += index.to(tl.int64) * (K * V)
+    at = ki[:, None] * V + vi[None, :]
     return tl.load(base + at, mask=(ki < K)[:, None] & (vi < V)[None, :], other=0.0)
 
 
 @triton.jit
-def store_state(base, x, index, v0, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr):
-    """The reverse of `load_state` at key 0, cast to the pointer's type."""
-    ki = tl.arange(0, BK)
+def store_state(base, x, index, k0, v0, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr):
+    """The reverse of `load_state`, cast to the pointer's type."""
+    ki = k0 + tl.arange(0, BK)
     vi = v0 + tl.arange(0, BV)
-    at = index.to(tl.int64) * (K * V) + ki[:, None] * V + vi[None, :]
+    base += index.to(tl.int64) * (K * V)
+    at = ki[:, None] * V + vi[None, :]
     tl.store(base + at, x.to(base.dtype.element_ty), mask=(ki < K)[:, None] & (vi < V)[None, :])
 
 
@@ -235,8 +237,8 @@ def carry_kernel(
 ):  # fmt: skip
     """Carry the state over one segment of STEP-row chunks, for one value head and one tile of V.
 
-    START begins with `initial`. OUTPUT writes o. STORE writes what the backward pass needs: the state before each
-    chunk, and R. TRANSITION starts from the identity with nothing to write, tile by tile of K, so that `written`
+    START begins with `initial`. OUTPUT writes o. STORE writes what the backward pass needs: the transposed state before
+    each chunk, and R. TRANSITION starts from the identity with nothing to write, tile by tile of K, so that `written`
     [Ns, Hv, K, K] is the segment's transition, for the `chosen` segments; APART then does the tiles of V too, from no
     state, in the same launch since they read the same.
     """
@@ -255,55 +257,57 @@ def carry_kernel(
     index = segment * HV + head
     written_rows = end - row0  # rows of z that count
     if TRANSITION:
-        s = tl.where(tl.arange(0, BK)[:, None] == tile * BV + tl.arange(0, BV)[None, :], 1.0, 0.0)
+        s = tl.where(tl.arange(0, BK)[None, :] == tile * BV + tl.arange(0, BV)[:, None], 1.0, 0.0)
         written_rows = tl.where(tile < identities, 0, written_rows)
     elif START:
-        s = load_state(initial, index, 0, v0, K, V, BK, BV)
+        s = tl.trans(load_state(initial, index, 0, v0, K, V, BK, BV))
     else:
-        s = tl.zeros([BK, BV], dtype=tl.float32)
+        s = tl.zeros([BV, BK], dtype=tl.float32)
     # z comes a chunk ahead, in registers: in shared memory there is no room for a third stage with it.
-    ahead = load_rows(z, row0, tl.minimum(written_rows, STEP), head, HV, V, v0, C, BV)
+    ahead = tl.trans(load_rows(z, row0, tl.minimum(written_rows, STEP), head, HV, V, v0, C, BV))
     for i in range(0, tl.cdiv(end - row0, STEP)):
         at = row0 + i * STEP
         rows = tl.minimum(end - at, STEP)
         x = ahead.to(tl.float32)
-        ahead = load_rows(z, at + STEP, tl.minimum(written_rows - (i + 1) * STEP, STEP), head, HV, V, v0, C, BV)
         if DECAY == CHANNEL:
             ki = tl.arange(0, BK)
             whole = tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * K + ki, mask=ki < K, other=0.0)
         k_ = load_rows(k, at, rows, head // (HV // HK), HK, K, 0, C, BK)
         operand = s.to(k_.dtype)
         if STORE:
-            store_state(states, s, (chunk + i) * HV + head, v0, K, V, BK, BV)
+            store_state(states, operand, (chunk + i) * HV + head, v0, 0, V, K, BV, BK)
         if DECAY == HEAD:
-            of = ((chunk + i).to(tl.int64) * HS + hs) * C + tl.arange(0, C)
-            gamma = tl.load(decay + of)[:, None]
-            tail = tl.load(tails + of)[:, None]
+            of = ((chunk + i) * HS + hs) * C
+            gamma = tl.load(decay + of + tl.arange(0, C))[None, :]
+            tail = tl.load(tails + of + tl.arange(0, C))[None, :]
         if ERASE:
             e_ = load_rows(e, at, rows, head // (HV // HE), HE, K, 0, C, BK)
-            seen = product(e_, operand, PRECISION)
+            seen = product(operand, tl.trans(e_), PRECISION)
             x -= seen * gamma if DECAY == HEAD else seen
-            x = product(load_square(solved, chunk + i, hs, HS, C, False), x.to(k_.dtype), PRECISION)  # R, Eq. 35
+            a = load_square(solved, chunk + i, hs, HS, C, False)
+            x = product(x.to(k_.dtype), tl.trans(a), PRECISION)  # R, Eq. 35
         r_ = x.to(k_.dtype)
+        kept = (x * tail).to(k_.dtype) if DECAY == HEAD else r_
         if STORE:
-            store_rows(written, r_, at, rows, head, HV, V, v0, C, BV)
+            store_rows(written, tl.trans(r_), at, rows, head, HV, V, v0, C, BV)
+        more = tl.minimum(written_rows - (i + 1) * STEP, STEP)
+        ahead = tl.trans(load_rows(z, at + STEP, more, head, HV, V, v0, C, BV))
         if OUTPUT:
             q_ = load_rows(q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK)
-            y = product(q_, operand, PRECISION)
+            y = product(operand, tl.trans(q_), PRECISION)
             y = y * gamma if DECAY == HEAD else y
-            y += product(load_square(scores, chunk + i, hs, HS, C, DENSE), r_, PRECISION)  # Eq. 24
-            store_rows(o, y, at, rows, head, HV, V, v0, C, BV)
+            pairs = load_square(scores, chunk + i, hs, HS, C, DENSE)
+            y = add_product(y, r_, tl.trans(pairs), PRECISION)  # Eq. 24
+            store_rows(o, tl.trans(y), at, rows, head, HV, V, v0, C, BV)
         if DECAY == HEAD:
-            r_ = (x * tail).to(k_.dtype)
-            last = tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * C + C - 1)
-            s = s * last
+            s = s * tl.load(decay + of + C - 1)
         if DECAY == CHANNEL:
-            s = s * whole[:, None]
-        s += product(tl.trans(k_), r_, PRECISION)  # Eq. 23
+            s = s * whole[None, :]
+        s = add_product(s, kept, k_, PRECISION)  # Eq. 23
     if TRANSITION and tile < identities:
-        store_state(written, s, index, tile * BV, K, K, BK, BV)
+        store_state(written, tl.trans(s), index, 0, tile * BV, K, K, BK, BV)
     else:
-        store_state(final, s, index, v0, K, V, BK, BV)
+        store_state(final, tl.trans(s), index, 0, v0, K, V, BK, BV)
 
 
 @triton.jit
@@ -329,7 +333,7 @@ def merge_kernel(
         s = load_state(initial, sequence * HV + head, 0, v0, K, V, BK, BV)
     else:
         s = tl.zeros([BK, BV], dtype=tl.float32)
-    store_state(starts, s, segment * HV + head, v0, K, V, BK, BV)
+    store_state(starts, s, segment * HV + head, 0, v0, K, V, BK, BV)
     for i in range(1, n):
         index = (segment + (i - 1) * step) * HV + head
         if INNER == BK:
@@ -345,4 +349,4 @@ def merge_kernel(
                 else:
                     m = load_state(transitions, index, 0, k0, K, K, BK, INNER)
                 s = add_product(s, m, load_state(starts, index, k0, v0, K, V, INNER, BV), PRECISION)
-        store_state(starts, s, (segment + i * step) * HV + head, v0, K, V, BK, BV)
+        store_state(starts, s, (segment + i * step) * HV + head, 0, v0, K, V, BK, BV)

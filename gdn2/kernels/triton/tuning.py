@@ -75,20 +75,23 @@ def device_class(device: torch.device) -> str:
 @cache
 def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsize: int) -> Plan:
     channel = decay == "channel"
-    if itemsize == 4:
-        state = output = Launch(_tile(value, 32), 4, 1)
-    elif key > 128:  # the forms of these kernels that ptxas 12.8 compiles rightly, see README.md
-        state, output = Launch(16, 4, 2), Launch(16, 8, 1)
+    if itemsize == 4 or key > 128:
+        # For wider keys the form that needs no wide products of Hopper and keeps the state in registers, see README.md.
+        state = output = reverse = Launch(_tile(value, 32), 8, 1 if itemsize == 4 else 2)
     else:
-        # A third stage does not fit the shared memory of sm_80.
-        state, output = (Launch(_tile(value, 64), 4, stages) for stages in (2, 2 if kind == "sm_80" else 3))
+        tile = _tile(value, 128)
+        warps = 8 if tile == 128 else 4
+        # A third stage does not fit the shared memory of sm_80, nor a second one there in the reverse pass.
+        state, output, reverse = (
+            Launch(tile, warps, stages) for stages in ((2, 2, 1) if kind == "sm_80" else (2, 3, 2))
+        )
     tiles = value_heads * -(-value // state.tile)
     few = _tile(value // 2, 32)
     return Plan(
         scores=Launch(32 if channel else _tile(key, 64), 4, 3),
         carry=state,
         output=output,
-        reverse=output if key > 128 else state,
+        reverse=reverse,
         pairs=Launch(_tile(value, 64), 4),
         inputs=(Launch(32, 4, 3, _tile(value // 2, 64)) if key > 64 else Launch(16, 4, 2, few))
         if channel
