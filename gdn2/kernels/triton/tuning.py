@@ -75,16 +75,11 @@ def device_class(device: torch.device) -> str:
 @cache
 def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsize: int) -> Plan:
     channel = decay == "channel"
-    if itemsize == 4 or key > 128:
-        # For wider keys the form that needs no wide products of Hopper and keeps the state in registers, see README.md.
+    if itemsize == 4 or key > 128 or kind == "sm_80":  # narrow tiles and more warps: no state leaves the registers
         state = output = reverse = Launch(_tile(value, 32), 8, 1 if itemsize == 4 else 2)
     else:
         tile = _tile(value, 128)
-        warps = 8 if tile == 128 else 4
-        # A third stage does not fit the shared memory of sm_80, nor a second one there in the reverse pass.
-        state, output, reverse = (
-            Launch(tile, warps, stages) for stages in ((2, 2, 1) if kind == "sm_80" else (2, 3, 2))
-        )
+        state, output, reverse = (Launch(tile, 8 if tile == 128 else 4, stages) for stages in (2, 3, 2))
     tiles = value_heads * -(-value // state.tile)
     few = _tile(value // 2, 32)
     return Plan(
