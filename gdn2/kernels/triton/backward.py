@@ -43,16 +43,14 @@ def reverse_kernel(
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, STEP: tl.constexpr,
     DECAY: tl.constexpr, ERASE: tl.constexpr, STORE: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Carry the gradient of the state back over one segment.
+    """Carry the gradient of the state back over one of the `chosen` segments, in their order.
 
-    STORE writes dz and the gradient after each chunk, and does all segments; otherwise the `chosen` ones are done.
+    STORE writes dz and the gradient after each chunk.
     """
     tiles: tl.constexpr = (V + BV - 1) // BV
-    segment = tl.program_id(0) // (HV * tiles)
+    segment = tl.load(chosen + tl.program_id(0) // (HV * tiles))
     head = tl.program_id(0) // tiles % HV
     v0 = tl.program_id(0) % tiles * BV
-    if not STORE:
-        segment = tl.load(chosen + segment)
     row0 = tl.load(segment_row + segment)
     end = tl.load(segment_end + segment)
     chunk = tl.load(segment_chunk + segment)
@@ -60,6 +58,8 @@ def reverse_kernel(
     index = segment * HV + head
     ds = tl.trans(load_state(dfinal, index, 0, v0, K, V, BK, BV))
     n = tl.cdiv(end - row0, STEP)
+    final_row = row0 + tl.maximum(n - 1, 0) * STEP
+    ahead = tl.trans(load_rows(do, final_row, tl.minimum(end - final_row, STEP), head, HV, V, v0, C, BV))
     for j in range(0, n):
         i = n - 1 - j
         at = row0 + i * STEP
@@ -69,11 +69,12 @@ def reverse_kernel(
             whole = tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * K + ki, mask=ki < K, other=0.0)
         k_ = load_rows(k, at, rows, head // (HV // HK), HK, K, 0, C, BK)
         q_ = load_rows(q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK)
-        do_ = tl.trans(load_rows(do, at, rows, head, HV, V, v0, C, BV))
+        do_ = ahead
         operand = ds.to(k_.dtype)
         if STORE:
-            store_state(dstates, operand, (chunk + i) * HV + head, v0, 0, V, K, BV, BK)
+            store_state(dstates, tl.trans(operand), (chunk + i) * HV + head, 0, v0, K, V, BK, BV)
         dr = product(operand, tl.trans(k_), PRECISION)
+        ahead = tl.trans(load_rows(do, at - STEP, tl.where(i > 0, STEP, 0), head, HV, V, v0, C, BV))
         if DECAY == HEAD:
             of = ((chunk + i).to(tl.int64) * HS + hs) * C + tl.arange(0, C)
             gamma = tl.load(decay + of)[None, :]
@@ -157,13 +158,13 @@ def through_state(
     dk = tl.zeros([C, B], dtype=tl.float32)
     dwhole = tl.zeros([B], dtype=tl.float32)
     for v0 in range(0, V, BV):
-        s = load_state(states, chunk * HV + head, v0, col0, V, K, BV, B)
-        ds = load_state(dstates, chunk * HV + head, v0, col0, V, K, BV, B)
-        dwhole += tl.sum(s.to(tl.float32) * ds.to(tl.float32), 0)
-        dq += product(load_rows(do, row0, rows, head, HV, V, v0, C, BV), s, PRECISION)
+        s = load_state(states, chunk * HV + head, col0, v0, K, V, B, BV)
+        ds = load_state(dstates, chunk * HV + head, col0, v0, K, V, B, BV)
+        dwhole += tl.sum(s.to(tl.float32) * ds.to(tl.float32), 1)
+        dq += product(load_rows(do, row0, rows, head, HV, V, v0, C, BV), tl.trans(s), PRECISION)
         if ERASE:
-            de -= product(load_rows(dz, row0, rows, head, HV, V, v0, C, BV), s, PRECISION)
-        dk += product(load_rows(written, row0, rows, head, HV, V, v0, C, BV), ds, PRECISION)
+            de -= product(load_rows(dz, row0, rows, head, HV, V, v0, C, BV), tl.trans(s), PRECISION)
+        dk += product(load_rows(written, row0, rows, head, HV, V, v0, C, BV), tl.trans(ds), PRECISION)
     return dq, de, dk, dwhole
 
 

@@ -305,13 +305,13 @@ def through_state(
     dk = tl.zeros([C, B], dtype=tl.float32)
     dwhole = tl.zeros([B], dtype=tl.float32)
     for v0 in range(0, V, BV):
-        s = load_state(states, chunk * HV + head, v0, col0, V, K, BV, B)
-        ds = load_state(dstates, chunk * HV + head, v0, col0, V, K, BV, B)
-        dwhole += tl.sum(s.to(tl.float32) * ds.to(tl.float32), 0)
-        dq += product(load_rows(do, row0, rows, head, HV, V, v0, C, BV), s, PRECISION)
+        s = load_state(states, chunk * HV + head, col0, v0, K, V, B, BV)
+        ds = load_state(dstates, chunk * HV + head, col0, v0, K, V, B, BV)
+        dwhole += tl.sum(s.to(tl.float32) * ds.to(tl.float32), 1)
+        dq += product(load_rows(do, row0, rows, head, HV, V, v0, C, BV), tl.trans(s), PRECISION)
         if ERASE:
-            de -= product(load_rows(dz, row0, rows, head, HV, V, v0, C, BV), s, PRECISION)
-        dk += product(load_rows(written, row0, rows, head, HV, V, v0, C, BV), ds, PRECISION)
+            de -= product(load_rows(dz, row0, rows, head, HV, V, v0, C, BV), tl.trans(s), PRECISION)
+        dk += product(load_rows(written, row0, rows, head, HV, V, v0, C, BV), tl.trans(ds), PRECISION)
     return dq, de, dk, dwhole
 
 

@@ -239,17 +239,15 @@ def carry_kernel(
 
     START begins with `initial`. OUTPUT writes o. STORE writes what the backward pass needs: the transposed state before
     each chunk, and R. TRANSITION starts from the identity with nothing to write, tile by tile of K, so that `written`
-    [Ns, Hv, K, K] is the segment's transition, for the `chosen` segments; APART then does the tiles of V too, from no
-    state, in the same launch since they read the same.
+    [Ns, Hv, K, K] is the segment's transition; APART then does the tiles of V too, from no state, in the same launch
+    since they read the same. The `chosen` segments are done, in that order.
     """
     identities: tl.constexpr = (K + BV - 1) // BV if TRANSITION else 0
     tiles: tl.constexpr = identities + ((V + BV - 1) // BV if APART or not TRANSITION else 0)
-    segment = tl.program_id(0) // (HV * tiles)
+    segment = tl.load(chosen + tl.program_id(0) // (HV * tiles))
     head = tl.program_id(0) // tiles % HV
     tile = tl.program_id(0) % tiles
     v0 = (tile - identities) * BV
-    if TRANSITION:
-        segment = tl.load(chosen + segment)
     row0 = tl.load(segment_row + segment)
     end = tl.load(segment_end + segment)
     chunk = tl.load(segment_chunk + segment)
@@ -275,7 +273,7 @@ def carry_kernel(
         k_ = load_rows(k, at, rows, head // (HV // HK), HK, K, 0, C, BK)
         operand = s.to(k_.dtype)
         if STORE:
-            store_state(states, operand, (chunk + i) * HV + head, v0, 0, V, K, BV, BK)
+            store_state(states, tl.trans(operand), (chunk + i) * HV + head, 0, v0, K, V, BK, BV)
         if DECAY == HEAD:
             of = ((chunk + i) * HS + hs) * C
             gamma = tl.load(decay + of + tl.arange(0, C))[None, :]
@@ -283,6 +281,9 @@ def carry_kernel(
         if ERASE:
             e_ = load_rows(e, at, rows, head // (HV // HE), HE, K, 0, C, BK)
             seen = product(operand, tl.trans(e_), PRECISION)
+        more = tl.minimum(written_rows - (i + 1) * STEP, STEP)
+        ahead = tl.trans(load_rows(z, at + STEP, more, head, HV, V, v0, C, BV))
+        if ERASE:
             x -= seen * gamma if DECAY == HEAD else seen
             a = load_square(solved, chunk + i, hs, HS, C, False)
             x = product(x.to(k_.dtype), tl.trans(a), PRECISION)  # R, Eq. 35
@@ -290,8 +291,6 @@ def carry_kernel(
         kept = (x * tail).to(k_.dtype) if DECAY == HEAD else r_
         if STORE:
             store_rows(written, tl.trans(r_), at, rows, head, HV, V, v0, C, BV)
-        more = tl.minimum(written_rows - (i + 1) * STEP, STEP)
-        ahead = tl.trans(load_rows(z, at + STEP, more, head, HV, V, v0, C, BV))
         if OUTPUT:
             q_ = load_rows(q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK)
             y = product(operand, tl.trans(q_), PRECISION)

@@ -200,15 +200,14 @@ def _carry(
     nothing, and are only found where `apart`: then for all but the last segments, else transitions alone for all but
     the first.
     """
-    how, table = call.plan.carry if o is None else call.plan.output, call.layout
+    how, table = call.plan.state, call.layout
     tile = how.tile if transition is None else min(how.tile, max(16, triton.next_power_of_2(call.key)))
     tiles = -(-call.value // tile) if transition is None or apart else 0
     tiles += 0 if transition is None else -(-call.key // tile)
     final = call.states(table.segments)
     written, states = kept if kept is not None else (final if transition is None else transition, final)
-    chosen = table.but_last if apart else table.but_first
-    segments = table.segments if transition is None else chosen.shape[0]
-    forward.carry_kernel[(segments * call.value_heads * tiles,)](
+    chosen = table.longest if transition is None else table.but_last if apart else table.but_first
+    forward.carry_kernel[(chosen.shape[0] * call.value_heads * tiles,)](
         ops.q, ops.k, ops.e, call.z, ops.decay, ops.tails, ops.scores, ops.solved, _or(initial, call.z),
         _or(o, call.z), written, states, final, table.segment_row, table.segment_end, table.segment_chunk, chosen,
         **ops.heads, HV=call.value_heads, K=call.key, V=call.value, BK=max(16, triton.next_power_of_2(call.key)),
@@ -240,13 +239,13 @@ def _reverse(
 
     Without `kept` the first segments are left out.
     """
-    how, table = call.plan.reverse, call.layout
-    segments = table.segments if kept is not None else table.but_first.shape[0]
+    how, table = call.plan.state, call.layout
+    chosen = table.longest if kept is not None else table.but_first
     dinitial = torch.empty_like(dfinal)
     dz, dstates = kept if kept is not None else (do, do)
-    backward.reverse_kernel[(segments * call.value_heads * -(-call.value // how.tile),)](
+    backward.reverse_kernel[(chosen.shape[0] * call.value_heads * -(-call.value // how.tile),)](
         ops.q, ops.k, ops.e, ops.decay, ops.tails, ops.scores, ops.solved, do, dfinal, dz, dstates, dinitial,
-        table.segment_row, table.segment_end, table.segment_chunk, table.but_first,
+        table.segment_row, table.segment_end, table.segment_chunk, chosen,
         **ops.heads, HV=call.value_heads, K=call.key, V=call.value, BK=max(16, triton.next_power_of_2(call.key)),
         BV=how.tile, C=C, STEP=table.step, DECAY=DECAYS[call.decay], ERASE=call.e is not None,
         STORE=kept is not None, DENSE=call.dense, PRECISION=call.precision, **how.options,

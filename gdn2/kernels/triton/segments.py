@@ -27,7 +27,8 @@ class Layout:
     first: Tensor  # [N] first segment of each sequence
     count: Tensor  # [N] its segments; an empty sequence has one, empty
     last: Tensor  # [N] last segment of each sequence
-    but_first: Tensor  # [Ns - N] the segments that are not the first of their sequence; long ones come first
+    longest: Tensor  # [Ns] all segments, long ones first, for none to be left running alone
+    but_first: Tensor  # [Ns - N] those that are not the first of their sequence
     but_last: Tensor  # [Ns - N] those that are not the last
     step: int  # rows of a full chunk
 
@@ -66,6 +67,10 @@ def layout(lengths: tuple[int, ...], step: int, segment: int, device: torch.devi
         start = end
     count = [after - before for before, after in zip(first, [*first[1:], len(segments)], strict=True)]
 
+    longest = sorted(range(len(segments)), key=lambda i: segments[i][0] - segments[i][1])
+    last = [f + c - 1 for f, c in zip(first, count, strict=True)]
+    starts, ends = set(first), set(last)
+
     def table(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=device)
 
@@ -77,9 +82,10 @@ def layout(lengths: tuple[int, ...], step: int, segment: int, device: torch.devi
         table([chunk for _, _, chunk in segments]),
         table(first),
         table(count),
-        table([f + c - 1 for f, c in zip(first, count, strict=True)]),
-        table([f + i for f, c in zip(first, count, strict=True) for i in range(1, c)][::-1]),
-        table([f + i for f, c in zip(first, count, strict=True) for i in range(c - 1)][::-1]),
+        table(last),
+        table(longest),
+        table([i for i in longest if i not in starts]),
+        table([i for i in longest if i not in ends]),
         step,
     )
 

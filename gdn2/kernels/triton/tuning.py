@@ -36,9 +36,7 @@ class Plan:
     """The launches of every kernel for one (device class, K, V, decay)."""
 
     scores: Launch  # tile of K
-    carry: Launch  # tile of V
-    output: Launch  # the same where outputs are written
-    reverse: Launch  # tile of V
+    state: Launch  # tile of V; of the kernels that carry the state, or its gradient
     pairs: Launch  # tile of V
     inputs: Launch  # tile of K
     strong_scores: Launch  # of chunks out of reach; the tile is that of `scores`, for the same bits
@@ -76,17 +74,15 @@ def device_class(device: torch.device) -> str:
 def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsize: int) -> Plan:
     channel = decay == "channel"
     if itemsize == 4 or key > 128 or kind == "sm_80":  # narrow tiles and more warps: no state leaves the registers
-        state = output = reverse = Launch(_tile(value, 32), 8, 1 if itemsize == 4 else 2)
+        state = Launch(_tile(value, 32), 8, 1 if itemsize == 4 else 2)
     else:
         tile = _tile(value, 128)
-        state, output, reverse = (Launch(tile, 8 if tile == 128 else 4, stages) for stages in (2, 3, 2))
+        state = Launch(tile, 8 if tile == 128 else 4, 3)
     tiles = value_heads * -(-value // state.tile)
     few = _tile(value // 2, 32)
     return Plan(
         scores=Launch(32 if channel else _tile(key, 64), 4, 3),
-        carry=state,
-        output=output,
-        reverse=reverse,
+        state=state,
         pairs=Launch(_tile(value, 64), 4),
         inputs=(Launch(32, 4, 3, _tile(value // 2, 64)) if key > 64 else Launch(16, 4, 2, few))
         if channel
