@@ -26,6 +26,7 @@ from gdn2.kernels.triton.forward import (
     load_rows,
     load_square,
     load_state,
+    load_whole,
     product,
     same_token,
     store_rows,
@@ -65,8 +66,7 @@ def reverse_kernel(
         at = row0 + i * STEP
         rows = tl.minimum(end - at, STEP)
         if DECAY == CHANNEL:
-            ki = tl.arange(0, BK)
-            whole = tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * K + ki, mask=ki < K, other=0.0)
+            whole = load_whole(decay, (chunk + i) * HS + hs, (chunk + tl.maximum(i - 1, 0)) * HS + hs, K, BK)
         k_ = load_rows(k, at, rows, head // (HV // HK), HK, K, 0, C, BK)
         q_ = load_rows(q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK)
         do_ = ahead
@@ -74,7 +74,6 @@ def reverse_kernel(
         if STORE:
             store_state(dstates, tl.trans(operand), (chunk + i) * HV + head, 0, v0, K, V, BK, BV)
         dr = product(operand, tl.trans(k_), PRECISION)
-        ahead = tl.trans(load_rows(do, at - STEP, tl.where(i > 0, STEP, 0), head, HV, V, v0, C, BV))
         if DECAY == HEAD:
             of = ((chunk + i).to(tl.int64) * HS + hs) * C + tl.arange(0, C)
             gamma = tl.load(decay + of)[None, :]
@@ -85,6 +84,7 @@ def reverse_kernel(
         dr = add_product(dr, do_, load_square(scores, chunk + i, hs, HS, C, DENSE), PRECISION)
         scaled = (do_ * gamma).to(do_.dtype) if DECAY == HEAD else do_
         ds = add_product(ds, scaled, q_, PRECISION)
+        ahead = tl.trans(load_rows(do, at - STEP, tl.where(i > 0, STEP, 0), head, HV, V, v0, C, BV))
         if ERASE:
             a = load_square(solved, chunk + i, hs, HS, C, False)
             dr = product(dr.to(k_.dtype), a, PRECISION)

@@ -33,6 +33,7 @@ from gdn2.kernels.triton.forward import (
     product,
     same_token,
     store_square,
+    touch_rows,
 )
 
 BLOCK = tl.constexpr(32)
@@ -69,8 +70,13 @@ def selections(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 @triton.jit
 def parts(x, like):
     """x as a sum of two 16-bit tiles, so that 16 bits count; fp32 operands are taken whole."""
-    coarse = x.to(like)
-    return coarse, (x - coarse).to(like)
+    if like == tl.bfloat16:  # rounded as an integer, since the unit that converts is the one that makes exponentials
+        bits = x.to(tl.int32, bitcast=True)
+        coarse = ((bits + 0x8000) & -0x10000).to(tl.float32, bitcast=True)
+        return coarse.to(like), (x - coarse).to(like)
+    else:
+        coarse = x.to(like)
+        return coarse, (x - coarse).to(like)
 
 
 @triton.jit
@@ -142,8 +148,15 @@ def load_state(base, index, k0, v0, K: tl.constexpr, V: tl.constexpr, BK: tl.con
 
 @triton.jit
 def load_decays(g, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
-    """log2-decays [C, B], zero past the chunk's rows."""
-    return tl.maximum(load_rows(g, row0, rows, head, heads, width, col0, C, B) * LOG2E, FORGET)
+    """log2-decays [C, B], zero past the chunk's rows.
+
+    Loaded as [2, C / 2, B]: tiles of one shape share a layout, and that of 16-bit ones is not one for fp32.
+    """
+    r = tl.arange(0, 2)[:, None, None] * (C // 2) + tl.arange(0, C // 2)[None, :, None]
+    col = col0 + tl.arange(0, B)[None, None, :]
+    g += row0.to(tl.int64) * (heads * width) + head * width
+    x = tl.load(g + r * (heads * width) + col, mask=(r < rows) & (col < width), other=0.0)
+    return tl.maximum(tl.reshape(x, [C, B]) * LOG2E, FORGET)
 
 
 @triton.jit
@@ -246,6 +259,8 @@ def channel_scores_kernel(
         g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B)
         q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
         k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
+        if ERASE:
+            e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B)
         coarse, fine = parts(g_, table.dtype.element_ty)
         upto, beyond, since = spans(select, coarse, fine, PRECISION)
         gamma, down, up = tl.exp2(upto), tl.exp2(since), reached(since, REST, DIRECT)
@@ -258,7 +273,6 @@ def channel_scores_kernel(
         whole, near = (q_ * gamma).to(operand), (q_ * down).to(operand)
         store_rows(qg, whole, row0, rows, head, HS, K, col0, C, B)
         if ERASE:
-            e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B)
             x = (e_ * gamma).to(operand)
             store_rows(eg, x, row0, rows, head, HS, K, col0, C, B)
             whole, near = above(whole, x), above(near, (e_ * down).to(operand))
@@ -378,6 +392,13 @@ def channel_inputs_kernel(
     hk = head // (HV // H)
     operand: tl.constexpr = k.dtype.element_ty
     second = in_second(C)
+    touch_rows(k, row0, rows, hk, H, K, col0, C, B)
+    touch_rows(g, row0, rows, head // (HV // HG), HG, K, col0, C, B)
+    touch_rows(q, row0, rows, hk, H, K, col0, C, B)
+    touch_rows(daqk, (chunk * HV + head) * C, C, 0, 1, C, 0, C, C)
+    if ERASE:
+        touch_rows(e, row0, rows, head // (HV // HE), HE, K, col0, C, B)
+        touch_rows(dt, (chunk * HV + head) * C, C, 0, 1, C, 0, C, C)
     dq_, de_, dk_, dwhole = through_state(
         do, dz, written, states, dstates, row0, rows, chunk, head, col0, HV, K, V, B, BV, C, ERASE, PRECISION
     )

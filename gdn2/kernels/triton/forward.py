@@ -49,6 +49,22 @@ def store_rows(base, x, row0, rows, head, heads, width, col0, C: tl.constexpr, B
 
 
 @triton.jit
+def touch(at, mask):
+    """Bring what lies `at` pointers into the second-level cache; no register waits for it."""
+    tl.load(at, mask=mask, volatile=True)
+
+
+@triton.jit
+def touch_rows(base, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
+    """`touch` every 64 bytes of what `load_rows` would load."""
+    step: tl.constexpr = 512 // base.dtype.element_ty.primitive_bitwidth
+    r = tl.arange(0, C)
+    col = col0 + tl.arange(0, (B + step - 1) // step) * step
+    base += row0.to(tl.int64) * (heads * width) + head * width
+    touch(base + r[:, None] * (heads * width) + col[None, :], (r < rows)[:, None] & (col < width)[None, :])
+
+
+@triton.jit
 def load_gate(g, row0, rows, head, heads, C: tl.constexpr, SHIFT: tl.constexpr = 0):
     """Per-head log2-decays [C] of g [T, heads], zero past the chunk's rows."""
     r = tl.arange(0, C) + SHIFT
@@ -226,6 +242,15 @@ def store_state(base, x, index, k0, v0, K: tl.constexpr, V: tl.constexpr, BK: tl
 
 
 @triton.jit
+def load_whole(decay, index, after, K: tl.constexpr, BK: tl.constexpr):
+    """Decay of a whole chunk [BK]. That of the chunk `after` it is touched too, for the next call to find in the cache:
+    nothing else of a chunk is waited for as early."""
+    ki = tl.arange(0, BK)
+    touch(decay + after * K + ki, ki < K)
+    return tl.load(decay + index * K + ki, mask=ki < K, other=0.0)
+
+
+@triton.jit
 def carry_kernel(
     q, k, e, z, decay, tails, scores, solved, initial,  # inputs
     o, written, states, final,  # outputs
@@ -263,13 +288,13 @@ def carry_kernel(
         s = tl.zeros([BV, BK], dtype=tl.float32)
     # z comes a chunk ahead, in registers: in shared memory there is no room for a third stage with it.
     ahead = tl.trans(load_rows(z, row0, tl.minimum(written_rows, STEP), head, HV, V, v0, C, BV))
-    for i in range(0, tl.cdiv(end - row0, STEP)):
+    n = tl.cdiv(end - row0, STEP)
+    for i in range(0, n):
         at = row0 + i * STEP
         rows = tl.minimum(end - at, STEP)
         x = ahead.to(tl.float32)
         if DECAY == CHANNEL:
-            ki = tl.arange(0, BK)
-            whole = tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * K + ki, mask=ki < K, other=0.0)
+            whole = load_whole(decay, (chunk + i) * HS + hs, (chunk + tl.minimum(i + 1, n - 1)) * HS + hs, K, BK)
         k_ = load_rows(k, at, rows, head // (HV // HK), HK, K, 0, C, BK)
         operand = s.to(k_.dtype)
         if STORE:
