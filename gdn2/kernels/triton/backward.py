@@ -66,7 +66,7 @@ def reverse_kernel(
         at = row0 + i * STEP
         rows = tl.minimum(end - at, STEP)
         if DECAY == CHANNEL:
-            whole = load_whole(decay, (chunk + i) * HS + hs, (chunk + tl.maximum(i - 1, 0)) * HS + hs, K, BK)
+            whole = load_whole(decay, (chunk + i) * HS + hs, K, BK)
         k_ = load_rows(k, at, rows, head // (HV // HK), HK, K, 0, C, BK)
         q_ = load_rows(q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK)
         do_ = ahead
@@ -91,6 +91,8 @@ def reverse_kernel(
             e_ = load_rows(e, at, rows, head // (HV // HE), HE, K, 0, C, BK)
             scaled = (-dr * gamma if DECAY == HEAD else -dr).to(k_.dtype)
             ds = add_product(ds, scaled, e_, PRECISION)
+        if DECAY == CHANNEL:
+            load_whole(decay, (chunk + tl.maximum(i - 2, 0)) * HS + hs, K, BK, AHEAD=True)
         if STORE:
             store_rows(dz, tl.trans(dr), at, rows, head, HV, V, v0, C, BV)
     store_state(dinitial, tl.trans(ds), index, 0, v0, K, V, BK, BV)

@@ -33,7 +33,6 @@ from gdn2.kernels.triton.forward import (
     product,
     same_token,
     store_square,
-    touch_rows,
 )
 
 BLOCK = tl.constexpr(32)
@@ -392,13 +391,6 @@ def channel_inputs_kernel(
     hk = head // (HV // H)
     operand: tl.constexpr = k.dtype.element_ty
     second = in_second(C)
-    touch_rows(k, row0, rows, hk, H, K, col0, C, B)
-    touch_rows(g, row0, rows, head // (HV // HG), HG, K, col0, C, B)
-    touch_rows(q, row0, rows, hk, H, K, col0, C, B)
-    touch_rows(daqk, (chunk * HV + head) * C, C, 0, 1, C, 0, C, C)
-    if ERASE:
-        touch_rows(e, row0, rows, head // (HV // HE), HE, K, col0, C, B)
-        touch_rows(dt, (chunk * HV + head) * C, C, 0, 1, C, 0, C, C)
     dq_, de_, dk_, dwhole = through_state(
         do, dz, written, states, dstates, row0, rows, chunk, head, col0, HV, K, V, B, BV, C, ERASE, PRECISION
     )

@@ -49,22 +49,6 @@ def store_rows(base, x, row0, rows, head, heads, width, col0, C: tl.constexpr, B
 
 
 @triton.jit
-def touch(at, mask):
-    """Bring what lies `at` pointers into the second-level cache; no register waits for it."""
-    tl.load(at, mask=mask, volatile=True)
-
-
-@triton.jit
-def touch_rows(base, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
-    """`touch` every 64 bytes of what `load_rows` would load."""
-    step: tl.constexpr = 512 // base.dtype.element_ty.primitive_bitwidth
-    r = tl.arange(0, C)
-    col = col0 + tl.arange(0, (B + step - 1) // step) * step
-    base += row0.to(tl.int64) * (heads * width) + head * width
-    touch(base + r[:, None] * (heads * width) + col[None, :], (r < rows)[:, None] & (col < width)[None, :])
-
-
-@triton.jit
 def load_gate(g, row0, rows, head, heads, C: tl.constexpr, SHIFT: tl.constexpr = 0):
     """Per-head log2-decays [C] of g [T, heads], zero past the chunk's rows."""
     r = tl.arange(0, C) + SHIFT
@@ -242,12 +226,10 @@ def store_state(base, x, index, k0, v0, K: tl.constexpr, V: tl.constexpr, BK: tl
 
 
 @triton.jit
-def load_whole(decay, index, after, K: tl.constexpr, BK: tl.constexpr):
-    """Decay of a whole chunk [BK]. That of the chunk `after` it is touched too, for the next call to find in the cache:
-    nothing else of a chunk is waited for as early."""
+def load_whole(decay, index, K: tl.constexpr, BK: tl.constexpr, AHEAD: tl.constexpr = False):
+    """Decay of a whole chunk [BK], from [P * Hs, K]. AHEAD only brings it into the cache: no register waits for it."""
     ki = tl.arange(0, BK)
-    touch(decay + after * K + ki, ki < K)
-    return tl.load(decay + index * K + ki, mask=ki < K, other=0.0)
+    return tl.load(decay + index * K + ki, mask=ki < K, other=0.0, volatile=AHEAD)
 
 
 @triton.jit
@@ -294,7 +276,7 @@ def carry_kernel(
         rows = tl.minimum(end - at, STEP)
         x = ahead.to(tl.float32)
         if DECAY == CHANNEL:
-            whole = load_whole(decay, (chunk + i) * HS + hs, (chunk + tl.minimum(i + 1, n - 1)) * HS + hs, K, BK)
+            whole = load_whole(decay, (chunk + i) * HS + hs, K, BK)
         k_ = load_rows(k, at, rows, head // (HV // HK), HK, K, 0, C, BK)
         operand = s.to(k_.dtype)
         if STORE:
@@ -328,6 +310,8 @@ def carry_kernel(
         if DECAY == CHANNEL:
             s = s * whole[None, :]
         s = add_product(s, kept, k_, PRECISION)  # Eq. 23
+        if DECAY == CHANNEL:  # nothing else of a chunk is waited for as early in it
+            load_whole(decay, (chunk + tl.minimum(i + 2, n - 1)) * HS + hs, K, BK, AHEAD=True)
     if TRANSITION and tile < identities:
         store_state(written, tl.trans(s), index, 0, tile * BV, K, K, BK, BV)
     else:
