@@ -1,6 +1,6 @@
 """Backward of the delta rule on the GPU, after the forward kernels have been run again for A, Aqk, S and R.
 
-`reverse_kernel`, one program a (segment, value head, tile of V), the state's gradient in registers:
+`reverse_kernel`, one program a (segment, value head, tile of V), the gradient of the state in registers, transposed:
 
     dR = Aqk^T dO + (tail K) dS      dZ = A^T dR      dS <- gamma_C dS + (gamma Q)^T dO - (gamma E)^T dZ
 
@@ -59,14 +59,17 @@ def reverse_kernel(
     index = segment * HV + head
     ds = tl.trans(load_state(dfinal, index, 0, v0, K, V, BK, BV))
     n = tl.cdiv(end - row0, STEP)
-    final_row = row0 + tl.maximum(n - 1, 0) * STEP
-    ahead = tl.trans(load_rows(do, final_row, tl.minimum(end - final_row, STEP), head, HV, V, v0, C, BV))
+    at = row0 + (n - 1) * STEP
+    ahead = tl.trans(load_rows(do, at, tl.where(n > 0, end - at, 0), head, HV, V, v0, C, BV))
+    if DECAY == CHANNEL:
+        decay_ahead = load_whole(decay, (chunk + n - 1) * HS + hs, n > 0, K, BK)
     for j in range(0, n):
         i = n - 1 - j
         at = row0 + i * STEP
         rows = tl.minimum(end - at, STEP)
         if DECAY == CHANNEL:
-            whole = load_whole(decay, (chunk + i) * HS + hs, K, BK)
+            whole = tl.max(decay_ahead, 0)
+            decay_ahead = load_whole(decay, (chunk + i - 1) * HS + hs, i > 0, K, BK)
         k_ = load_rows(k, at, rows, head // (HV // HK), HK, K, 0, C, BK)
         q_ = load_rows(q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK)
         do_ = ahead
@@ -75,10 +78,10 @@ def reverse_kernel(
             store_state(dstates, tl.trans(operand), (chunk + i) * HV + head, 0, v0, K, V, BK, BV)
         dr = product(operand, tl.trans(k_), PRECISION)
         if DECAY == HEAD:
-            of = ((chunk + i).to(tl.int64) * HS + hs) * C + tl.arange(0, C)
-            gamma = tl.load(decay + of)[None, :]
-            dr = dr * tl.load(tails + of)[None, :]
-            ds = ds * tl.load(decay + ((chunk + i).to(tl.int64) * HS + hs) * C + C - 1)
+            of = ((chunk + i) * HS + hs) * C
+            gamma = tl.load(decay + of + tl.arange(0, C))[None, :]
+            dr = dr * tl.load(tails + of + tl.arange(0, C))[None, :]
+            ds = ds * tl.load(decay + of + C - 1)
         if DECAY == CHANNEL:
             ds = ds * whole[None, :]
         dr = add_product(dr, do_, load_square(scores, chunk + i, hs, HS, C, DENSE), PRECISION)
@@ -91,8 +94,6 @@ def reverse_kernel(
             e_ = load_rows(e, at, rows, head // (HV // HE), HE, K, 0, C, BK)
             scaled = (-dr * gamma if DECAY == HEAD else -dr).to(k_.dtype)
             ds = add_product(ds, scaled, e_, PRECISION)
-        if DECAY == CHANNEL:
-            load_whole(decay, (chunk + tl.maximum(i - 2, 0)) * HS + hs, K, BK, AHEAD=True)
         if STORE:
             store_rows(dz, tl.trans(dr), at, rows, head, HV, V, v0, C, BV)
     store_state(dinitial, tl.trans(ds), index, 0, v0, K, V, BK, BV)

@@ -9,6 +9,8 @@
 
     R = A (Z - (gamma * E) S)     O = (gamma * Q) S + Aqk R     S <- gamma_C * S + (tail * K)^T R
 
+all of it transposed, so that what one product makes is the first operand of the next, which comes from registers.
+
 Decays are exact at any strength: sums of log-decays run over the very rows they stand for, never as differences of
 longer sums, save where `channel` and `between` say so.
 
@@ -226,10 +228,13 @@ def store_state(base, x, index, k0, v0, K: tl.constexpr, V: tl.constexpr, BK: tl
 
 
 @triton.jit
-def load_whole(decay, index, K: tl.constexpr, BK: tl.constexpr, AHEAD: tl.constexpr = False):
-    """Decay of a whole chunk [BK], from [P * Hs, K]. AHEAD only brings it into the cache: no register waits for it."""
-    ki = tl.arange(0, BK)
-    return tl.load(decay + index * K + ki, mask=ki < K, other=0.0, volatile=AHEAD)
+def load_whole(decay, index, some, K: tl.constexpr, BK: tl.constexpr):
+    """Decay of a whole chunk from [P * Hs, K] where there is `some`, twice [2, BK], for a thread to hold one element.
+
+    With fewer elements than threads Triton has each load all that it uses, too many to hold until the next chunk.
+    """
+    ki = tl.arange(0, BK)[None, :] + tl.zeros([2, 1], dtype=tl.int32)
+    return tl.load(decay + index * K + ki, mask=ki < tl.where(some, K, 0), other=0.0)
 
 
 @triton.jit
@@ -244,8 +249,8 @@ def carry_kernel(
 ):  # fmt: skip
     """Carry the state over one segment of STEP-row chunks, for one value head and one tile of V.
 
-    START begins with `initial`. OUTPUT writes o. STORE writes what the backward pass needs: the transposed state before
-    each chunk, and R. TRANSITION starts from the identity with nothing to write, tile by tile of K, so that `written`
+    START begins with `initial`. OUTPUT writes o. STORE writes what the backward pass needs: the state before each
+    chunk, and R. TRANSITION starts from the identity with nothing to write, tile by tile of K, so that `written`
     [Ns, Hv, K, K] is the segment's transition; APART then does the tiles of V too, from no state, in the same launch
     since they read the same. The `chosen` segments are done, in that order.
     """
@@ -271,12 +276,15 @@ def carry_kernel(
     # z comes a chunk ahead, in registers: in shared memory there is no room for a third stage with it.
     ahead = tl.trans(load_rows(z, row0, tl.minimum(written_rows, STEP), head, HV, V, v0, C, BV))
     n = tl.cdiv(end - row0, STEP)
+    if DECAY == CHANNEL:
+        decay_ahead = load_whole(decay, chunk * HS + hs, n > 0, K, BK)
     for i in range(0, n):
         at = row0 + i * STEP
         rows = tl.minimum(end - at, STEP)
         x = ahead.to(tl.float32)
         if DECAY == CHANNEL:
-            whole = load_whole(decay, (chunk + i) * HS + hs, K, BK)
+            whole = tl.max(decay_ahead, 0)
+            decay_ahead = load_whole(decay, (chunk + i + 1) * HS + hs, i + 1 < n, K, BK)
         k_ = load_rows(k, at, rows, head // (HV // HK), HK, K, 0, C, BK)
         operand = s.to(k_.dtype)
         if STORE:
@@ -288,8 +296,9 @@ def carry_kernel(
         if ERASE:
             e_ = load_rows(e, at, rows, head // (HV // HE), HE, K, 0, C, BK)
             seen = product(operand, tl.trans(e_), PRECISION)
-        more = tl.minimum(written_rows - (i + 1) * STEP, STEP)
-        ahead = tl.trans(load_rows(z, at + STEP, more, head, HV, V, v0, C, BV))
+        if OUTPUT:  # early where more products are left to wait for it, else it is in the way of the first
+            more = tl.minimum(written_rows - (i + 1) * STEP, STEP)
+            ahead = tl.trans(load_rows(z, at + STEP, more, head, HV, V, v0, C, BV))
         if ERASE:
             x -= seen * gamma if DECAY == HEAD else seen
             a = load_square(solved, chunk + i, hs, HS, C, False)
@@ -305,13 +314,14 @@ def carry_kernel(
             pairs = load_square(scores, chunk + i, hs, HS, C, DENSE)
             y = add_product(y, r_, tl.trans(pairs), PRECISION)  # Eq. 24
             store_rows(o, tl.trans(y), at, rows, head, HV, V, v0, C, BV)
+        else:
+            more = tl.minimum(written_rows - (i + 1) * STEP, STEP)
+            ahead = tl.trans(load_rows(z, at + STEP, more, head, HV, V, v0, C, BV))
         if DECAY == HEAD:
             s = s * tl.load(decay + of + C - 1)
         if DECAY == CHANNEL:
             s = s * whole[None, :]
         s = add_product(s, kept, k_, PRECISION)  # Eq. 23
-        if DECAY == CHANNEL:  # nothing else of a chunk is waited for as early in it
-            load_whole(decay, (chunk + tl.minimum(i + 2, n - 1)) * HS + hs, K, BK, AHEAD=True)
     if TRANSITION and tile < identities:
         store_state(written, tl.trans(s), index, 0, tile * BV, K, K, BK, BV)
     else:
