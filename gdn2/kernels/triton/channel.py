@@ -10,8 +10,10 @@ such care: there both sides are anchored in the middle of the chunk, where that 
 Chunks with a key out of reach are rare, and what they need does not fit in the registers beside the rest: they have
 launches of their own (REST), whose programs stop at once where `strong` says that there is nothing to do.
 
-Sums of log-decays are products of 0/1 matrices with them on the tensor cores. Those matrices come from a table in
-memory (`selections`): made in the kernel, their masks alone took more registers than there are.
+Sums of log-decays are products of 0/1 matrices with them on the tensor cores. Those matrices come from tables in
+memory (`selections`, `spans_of`): made in the kernel, their masks alone took more registers than there are. With 16-bit
+operands the scores take log-decays of 11 bits: all their sums are then of the same numbers, so that a pair is weighted
+as if its gates were rounded, by no more than 2 ** -13. Gradients and what is out of reach take 16 bits.
 
 Axes as in `forward`.
 """
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from gdn2.kernels.triton.forward import (
     FORGET,
+    LEAST,
     LOG2E,
     add_product,
     halves,
@@ -38,6 +41,8 @@ from gdn2.kernels.triton.forward import (
 BLOCK = tl.constexpr(32)
 REACH = tl.constexpr(90.0)
 """Decays below 2 ** -90 are not divided by: bf16 and fp32 reach 2 ** 127, and keys and queries need room too."""
+FINE = tl.constexpr(256.0)
+"""What fp16 log2-decays are multiplied by, for their 11 bits from `LEAST` down to 2 ** -22."""
 LEVELS = tl.constexpr(5)
 """Blocks of 2 ** (level + 1) rows, the largest being `BLOCK`."""
 
@@ -64,6 +69,13 @@ def selections(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     for level in range(LEVELS.value):
         out.append((r >> (level + 1) == t >> (level + 1)) & (r >> level > t >> level))
     return torch.stack(out).to(dtype)
+
+
+@cache
+def spans_of(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The first four of `selections`, for `spans` of log2-decays times `FINE` in fp16, or of those in fp32."""
+    first = selections(rows, torch.float32, device)[:4]
+    return first.clone() if dtype == torch.float32 else (first / FINE.value).half()
 
 
 @triton.jit
@@ -107,9 +119,21 @@ def sums(select, coarse, fine, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def spans(select, coarse, fine, PRECISION: tl.constexpr):
+def fineness(first):
+    """What log2-decays are multiplied by that meet the table `first` of `spans_of`."""
+    return 1.0 if first.dtype.element_ty == tl.float32 else FINE
+
+
+@triton.jit
+def rounded_sums(select, g, PRECISION: tl.constexpr):
+    """The sums over the rows that `select` of `spans_of` names, of log2-decays of its `fineness` g [C, B], in fp32."""
+    return tl.dot(select, g.to(select.dtype), input_precision=PRECISION, out_dtype=tl.float32)
+
+
+@triton.jit
+def spans(select, g, PRECISION: tl.constexpr):
     """Sums up to each row, after it, and up to it in its block. In one product: each is waited for."""
-    first, second = apart_again(sums(select, coarse, fine, PRECISION))
+    first, second = apart_again(rounded_sums(select, g, PRECISION))
     upto, beyond = apart_again(first)
     since, _ = apart_again(second)
     return upto, beyond, since
@@ -146,8 +170,8 @@ def load_state(base, index, k0, v0, K: tl.constexpr, V: tl.constexpr, BK: tl.con
 
 
 @triton.jit
-def load_decays(g, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
-    """log2-decays [C, B], zero past the chunk's rows.
+def load_decays(g, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr, TIMES: tl.constexpr = 1.0):
+    """log2-decays [C, B], zero past the chunk's rows, TIMES a power of two.
 
     Loaded as [2, C / 2, B]: tiles of one shape share a layout, and that of 16-bit ones is not one for fp32.
     """
@@ -155,7 +179,7 @@ def load_decays(g, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.
     col = col0 + tl.arange(0, B)[None, None, :]
     g += row0.to(tl.int64) * (heads * width) + head * width
     x = tl.load(g + r * (heads * width) + col, mask=(r < rows) & (col < width), other=0.0)
-    return tl.maximum(tl.reshape(x, [C, B]) * LOG2E, FORGET)
+    return tl.maximum(tl.reshape(x, [C, B]) * (LOG2E * TIMES), LEAST * TIMES)
 
 
 @triton.jit
@@ -196,23 +220,23 @@ def in_second(C: tl.constexpr):
 
 
 @triton.jit
-def add_scores(score, whole, near, first, later, PRECISION: tl.constexpr):
+def add_scores(score, whole, near, early, later, PRECISION: tl.constexpr):
     """Add one tile of K to the scores of q or e with the keys. Entries above the diagonal are meaningless.
 
-    whole, near: q or e, decayed since the chunk's start and since its block's. first, later: keys of either block.
+    whole, near: q or e, decayed since the chunk's start and since its block's. early, later: keys of either block.
     """
-    return add_product(add_product(score, whole, tl.trans(first), PRECISION), near, tl.trans(later), PRECISION)
+    return add_product(add_product(score, whole, tl.trans(early), PRECISION), near, tl.trans(later), PRECISION)
 
 
 @triton.jit
 def add_rest(
-    aqk, t, q_, k_, e_, g_, table,
+    aqk, t, q_, k_, e_, g_, table, first,
     C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add one tile of K of the pairs whose key is out of reach."""
     operand: tl.constexpr = k_.dtype
     coarse, fine = parts(g_, table.dtype.element_ty)
-    rest = unreached(sums(selection(table, SINCE, C), coarse, fine, PRECISION), DIRECT)
+    rest = unreached(rounded_sums(selection(first, SINCE, C), g_ * fineness(first), PRECISION), DIRECT)
     if BLOCK % RANK == 0:
         aqk += tl.where(same_token(C, RANK), product(q_, tl.trans((k_ * rest).to(operand)), PRECISION), 0.0)
     for level in range(0, LEVELS + 1):
@@ -227,7 +251,7 @@ def add_rest(
 
 @triton.jit
 def channel_scores_kernel(
-    q, k, e, g, diag, table,  # inputs
+    q, k, e, g, diag, table, first,  # inputs
     qg, eg, kt, decay, scores, solved, strong, some,  # outputs
     chunk_row, chunk_rows,
     H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HS: tl.constexpr, K: tl.constexpr,
@@ -253,29 +277,28 @@ def channel_scores_kernel(
     score = tl.zeros([2 * C if ERASE else C, C], dtype=tl.float32)  # of q, and below it of e
     least = tl.zeros([C], dtype=tl.float32)
     second = in_second(C)
-    select = selection(table, UPTO, C, 4)
+    select = selection(first, UPTO, C, 4)
     for col0 in range(0, K, B):
-        g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B)
+        g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B, fineness(first))
         q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
         k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
         if ERASE:
             e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B)
-        coarse, fine = parts(g_, table.dtype.element_ty)
-        upto, beyond, since = spans(select, coarse, fine, PRECISION)
+        upto, beyond, since = spans(select, g_, PRECISION)
         gamma, down, up = tl.exp2(upto), tl.exp2(since), reached(since, REST, DIRECT)
         if not REST:
             least = tl.minimum(least, tl.min(since, 1))
         if BLOCK % RANK != 0:
             inside += product(q_, tl.trans(k_), PRECISION)
         store_rows(kt, k_ * tl.exp2(beyond), row0, rows, head, HS, K, col0, C, B)
-        first, later = (k_ * tl.where(second, 0.0, up)).to(operand), (k_ * tl.where(second, up, 0.0)).to(operand)
+        early, later = (k_ * tl.where(second, 0.0, up)).to(operand), (k_ * tl.where(second, up, 0.0)).to(operand)
         whole, near = (q_ * gamma).to(operand), (q_ * down).to(operand)
         store_rows(qg, whole, row0, rows, head, HS, K, col0, C, B)
         if ERASE:
             x = (e_ * gamma).to(operand)
             store_rows(eg, x, row0, rows, head, HS, K, col0, C, B)
             whole, near = above(whole, x), above(near, (e_ * down).to(operand))
-        score = add_scores(score, whole, near, first, later, PRECISION)
+        score = add_scores(score, whole, near, early, later, PRECISION)
         last = (tl.arange(0, C) == C - 1)[:, None]
         col = col0 + tl.arange(0, B)[None, :]
         at = decay + (chunk.to(tl.int64) * HS + head) * K + tl.zeros([C, 1], dtype=tl.int32) + col
@@ -287,7 +310,7 @@ def channel_scores_kernel(
             q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
             k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
             e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B) if ERASE else q_
-            aqk, t = add_rest(aqk, t, q_, k_, e_, g_, table, C, RANK, ERASE, DIRECT, PRECISION)
+            aqk, t = add_rest(aqk, t, q_, k_, e_, g_, table, first, C, RANK, ERASE, DIRECT, PRECISION)
     else:
         beyond_reach = tl.min(least, 0) <= -REACH
         tl.store(strong + tl.program_id(0), tl.where(beyond_reach, 1, 0))

@@ -84,6 +84,10 @@ class _Call:
         return channel.selections(C, self.z.dtype, self.z.device)
 
     @property
+    def spans(self) -> Tensor:
+        return channel.spans_of(C, self.z.dtype, self.z.device)
+
+    @property
     def heads(self) -> int:
         return self.k.shape[1]
 
@@ -173,8 +177,8 @@ def _scores(call: _Call) -> _Operands:
         strong, some = new(p, hs, dtype=torch.int32), call.z.new_zeros(1, dtype=torch.int32)
         for how in call.launches(call.plan.scores, call.plan.strong_scores):
             channel.channel_scores_kernel[(p * hs,)](
-                *inputs, call.selections, qg, eg, kt, decay, scores, solved, strong, some, *chunks, **variant,
-                B=how.tile, REST=how is call.plan.strong_scores, DIRECT=call.direct, **how.options,
+                *inputs, call.selections, call.spans, qg, eg, kt, decay, scores, solved, strong, some, *chunks,
+                **variant, B=how.tile, REST=how is call.plan.strong_scores, DIRECT=call.direct, **how.options,
             )  # fmt: skip
         return _Operands(qg, kt, eg, decay, strong, some, scores, solved)
     decay, tails = (new(p, hs, C, dtype=torch.float32) for _ in range(2)) if call.g is not None else (scores, scores)
