@@ -12,8 +12,8 @@ launches of their own (REST), whose programs stop at once where `strong` says th
 
 Sums of log-decays are products of 0/1 matrices with them on the tensor cores. Those matrices come from tables in
 memory (`selections`, `spans_of`): made in the kernel, their masks alone took more registers than there are. With 16-bit
-operands the scores take log-decays of 11 bits: all their sums are then of the same numbers, so that a pair is weighted
-as if its gates were rounded, by no more than 2 ** -13. Gradients and what is out of reach take 16 bits.
+operands they take log-decays of 11 bits: all sums are then of the same numbers, so that a pair is weighted as if its
+gates were rounded, by no more than 2 ** -13. What is out of reach, and gradients of gates, take 16 bits.
 
 Axes as in `forward`.
 """
@@ -46,22 +46,23 @@ FINE = tl.constexpr(256.0)
 LEVELS = tl.constexpr(5)
 """Blocks of 2 ** (level + 1) rows, the largest being `BLOCK`."""
 
-# Rows of the table: what row r selects. The first four are taken together (`spans`).
+# What row r of the matrices of `spans_of` selects.
 UPTO = tl.constexpr(0)  # up to r
 BEYOND = tl.constexpr(1)  # after r
 SINCE = tl.constexpr(2)  # up to r, in its block
-FROM = tl.constexpr(3)  # from r on
-MIDDLE = tl.constexpr(4)  # + level: between r and the middle of its aligned block of 2 ** (level + 1) rows
-HALVES = tl.constexpr(10)  # + level: those in the first half of that block where r is in the second
+CENTRE = tl.constexpr(3)  # between r and the middle of the chunk
+
+# And of those of `selections`.
+FROM = tl.constexpr(0)  # from r on
+MIDDLE = tl.constexpr(1)  # + level: between r and the middle of its aligned block of 2 ** (level + 1) rows
+HALVES = tl.constexpr(7)  # + level: those in the first half of that block where r is in the second
 
 
 @cache
 def selections(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The matrices of ones and zeros that `sums` multiplies by, [matrices, rows, rows]."""
-    r = torch.arange(rows, device=device)[:, None]
-    t = torch.arange(rows, device=device)[None, :]
-    same = r // BLOCK.value == t // BLOCK.value
-    out = [t <= r, t > r, same & (t <= r), t >= r]
+    r, t = _rows_and_columns(rows, device)
+    out = [t >= r]
     for level in range(LEVELS.value + 1):
         # Rows of the second half: from the middle through r. Rows of the first half: after r up to the middle.
         second = (r >> level) % 2 == 1
@@ -73,9 +74,17 @@ def selections(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @cache
 def spans_of(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The first four of `selections`, for `spans` of log2-decays times `FINE` in fp16, or of those in fp32."""
-    first = selections(rows, torch.float32, device)[:4]
-    return first.clone() if dtype == torch.float32 else (first / FINE.value).half()
+    """The matrices that `rounded_sums` multiplies by, in fp32 or, for 16-bit operands, of 1 / FINE in fp16."""
+    r, t = _rows_and_columns(rows, device)
+    upto, half = t <= r, rows // 2
+    same = r // BLOCK.value == t // BLOCK.value
+    out = torch.stack([upto, ~upto, same & upto, (r // half == t // half) & ((t > r) ^ (r >= half))]).float()
+    return out if dtype == torch.float32 else (out / FINE.value).half()
+
+
+def _rows_and_columns(rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    r = torch.arange(rows, device=device)
+    return r[:, None], r[None, :]
 
 
 @triton.jit
@@ -389,7 +398,7 @@ def sum_from(x, table, C: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def channel_inputs_kernel(
-    q, k, e, g, do, dz, written, states, dstates, daqk, dt, own, table, strong, some,  # inputs
+    q, k, e, g, do, dz, written, states, dstates, daqk, dt, own, table, first, strong, some,  # inputs
     dq, dk, de, dg,  # outputs [T, Hv, K]
     chunk_row, chunk_rows,
     H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HS: tl.constexpr, HV: tl.constexpr,
@@ -418,15 +427,15 @@ def channel_inputs_kernel(
         do, dz, written, states, dstates, row0, rows, chunk, head, col0, HV, K, V, B, BV, C, ERASE, PRECISION
     )
     k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
-    coarse, fine = parts(load_decays(g, row0, rows, head // (HV // HG), HG, K, col0, C, B), table.dtype.element_ty)
-    gamma = tl.exp2(sums(selection(table, UPTO, C), coarse, fine, PRECISION))
+    g_ = load_decays(g, row0, rows, head // (HV // HG), HG, K, col0, C, B, fineness(first))
+    gamma = tl.exp2(rounded_sums(selection(first, UPTO, C), g_, PRECISION))
     dq_ *= gamma
     de_ *= gamma
-    dk_ *= tl.exp2(sums(selection(table, BEYOND, C), coarse, fine, PRECISION))
+    dk_ *= tl.exp2(rounded_sums(selection(first, BEYOND, C), g_, PRECISION))
     # The decay of the whole chunk counts once for every gate, as if its last row had read it.
     last = (tl.arange(0, C) == C - 1)[:, None]
     kept = tl.sum(k_ * dk_ + tl.where(last, gamma * dwhole[None, :], 0.0), 0)
-    middle = sums(selection(table, MIDDLE + LEVELS, C), coarse, fine, PRECISION)
+    middle = rounded_sums(selection(first, CENTRE, C), g_, PRECISION)
     down, up = tl.exp2(middle), reached(middle, REST, DIRECT)
     fq, fk = tl.where(second, down, up), tl.where(second, up, down)
     q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
@@ -444,6 +453,7 @@ def channel_inputs_kernel(
         near = tl.dot(tl.trans(x), (e_ * fq).to(operand), near, input_precision=PRECISION)
     dk_ += fk * near
     if REST:
+        coarse, fine = parts(g_ / fineness(first), table.dtype.element_ty)
         dq_, de_, dk_ = rest_pairs(
             dq_, de_, dk_, q_, k_, e_, coarse, fine, unreached(middle, DIRECT), daqk, dt, table, chunk, head,
             HV, C, RANK, ERASE, PRECISION

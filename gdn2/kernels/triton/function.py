@@ -301,7 +301,7 @@ def _input_gradients(
         dg = call.z.new_empty(t, hv, call.key, dtype=torch.float32)
         for how in call.launches(plan.inputs, plan.strong_inputs):
             channel.channel_inputs_kernel[(call.layout.chunks * hv * -(-call.key // how.tile),)](
-                *inputs, pairs[2], call.selections, ops.tails, ops.some, dq, dk, de, dg, *chunks, **variant,
+                *inputs, pairs[2], call.selections, call.spans, ops.tails, ops.some, dq, dk, de, dg, *chunks, **variant,
                 HS=call.score_heads, B=how.tile, BV=how.inner, RANK=call.rank, REST=how is plan.strong_inputs,
                 DIRECT=call.direct, **how.options,
             )  # fmt: skip
