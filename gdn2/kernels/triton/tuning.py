@@ -78,7 +78,7 @@ def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsiz
     else:
         tile = _tile(value, 128)
         state = Launch(tile, 8 if tile == 128 else 4, 3)
-    tiles = value_heads * -(-value // state.tile)
+    tiles = value_heads * -(-value // min(state.tile, 64))  # of 128, half a device full is not worth cutting
     few = _tile(value // 2, 32)
     return Plan(
         scores=Launch(32 if channel else _tile(key, 64), 4, 3),
