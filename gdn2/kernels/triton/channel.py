@@ -13,7 +13,7 @@ launches of their own (REST), whose programs stop at once where `strong` says th
 Sums of log-decays are products of 0/1 matrices with them on the tensor cores. Those matrices come from tables in
 memory (`selections`, `spans_of`): made in the kernel, their masks alone took more registers than there are. With 16-bit
 operands they take log-decays of 11 bits: all sums are then of the same numbers, so that a pair is weighted as if its
-gates were rounded, by no more than 2 ** -13. What is out of reach, and gradients of gates, take 16 bits.
+gates were rounded, by no more than 2 ** -11. What is out of reach, and gradients of gates, take 16 bits.
 
 Axes as in `forward`.
 """

@@ -5,7 +5,9 @@ It multiplies and adds those bits as whole numbers and cuts fp32 to bf16; a GPU 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -70,3 +72,15 @@ def test_bf16_errs_as_its_operands_do(case: Case) -> None:
     inputs = draw(case).to(torch.bfloat16)
     exact = run(inputs.to(torch.float64), "torch", backward=True)
     assert_close(run(inputs, "triton", backward=True), exact, lambda name: 2e-2 if name == "dg" else 1e-2)
+
+
+def test_decays_per_channel_are_those_of_gates_of_eleven_bits() -> None:
+    inputs = draw(Case(150, key=64, value=64)).to(torch.bfloat16)
+    g = inputs.tensors["g"]
+    assert g is not None
+    scale = 256 * math.log2(math.e)
+    gates = (g * scale).half().float() / scale
+    assert (gates != g).any() and ((gates - g).abs() <= 2**-11 * g.abs() + 1e-9).all()
+    other = replace(inputs, tensors={**inputs.tensors, "g": gates})
+    found, expected = (run(x, "triton", backward=True) for x in (inputs, other))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
