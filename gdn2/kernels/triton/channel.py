@@ -26,13 +26,13 @@ import triton.language as tl
 from torch import Tensor
 
 from gdn2.kernels.triton.forward import (
-    FORGET,
     LEAST,
     LOG2E,
     add_product,
     halves,
     invert,
     load_square,
+    load_state,
     product,
     same_token,
     store_square,
@@ -169,16 +169,6 @@ def store_rows(base, x, row0, rows, head, heads, width, col0, C: tl.constexpr, B
 
 
 @triton.jit
-def load_state(base, index, k0, v0, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr):
-    """As `forward.load_state`, with 32-bit offsets inside the state."""
-    ki = k0 + tl.arange(0, BK)
-    vi = v0 + tl.arange(0, BV)
-    base += index.to(tl.int64) * (K * V)
-    at = ki[:, None] * V + vi[None, :]
-    return tl.load(base + at, mask=(ki < K)[:, None] & (vi < V)[None, :], other=0.0)
-
-
-@triton.jit
 def load_decays(g, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr, TIMES: tl.constexpr = 1.0):
     """log2-decays [C, B], zero past the chunk's rows, TIMES a power of two.
 
@@ -196,7 +186,7 @@ def reached(since, REST: tl.constexpr, DIRECT: tl.constexpr):
     """One over the decay 2 ** since where that is in REACH. Elsewhere something finite, or with REST zero (all is,
     where exponents do not go so far: not DIRECT)."""
     if REST:
-        return tl.exp2(tl.where(since > -REACH, -since, FORGET)) if DIRECT else tl.zeros(since.shape, dtype=tl.float32)
+        return tl.exp2(tl.where(since > -REACH, -since, LEAST)) if DIRECT else tl.zeros(since.shape, dtype=tl.float32)
     else:
         return tl.exp2(tl.minimum(-since, REACH))
 

@@ -25,11 +25,9 @@ LOG2E = tl.constexpr(1.4426950408889634)
 NONE = tl.constexpr(0)
 HEAD = tl.constexpr(1)
 CHANNEL = tl.constexpr(2)
-FORGET = tl.constexpr(-1e4)
-"""Stands for every stronger log2-decay, -inf included: 2 to its power is zero, and zero times it is still zero."""
-
 LEAST = tl.constexpr(-160.0)
-"""2 to its power is zero in fp32 as well, and sums of it are small enough to subtract."""
+"""Stands for every stronger log2-decay, -inf included: 2 to its power is zero in fp32, zero times it is still zero, and
+sums of it are small enough to subtract."""
 
 
 @triton.jit

@@ -73,7 +73,7 @@ def device_class(device: torch.device) -> str:
 @cache
 def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsize: int) -> Plan:
     channel = decay == "channel"
-    if itemsize == 4 or key > 128 or kind == "sm_80":  # narrow tiles and more warps: no state leaves the registers
+    if itemsize == 4 or key > 128 or kind == "sm_80":  # by mma.sync, in narrow tiles
         state = Launch(_tile(value, 32), 8, 1 if itemsize == 4 else 2)
     else:
         tile = _tile(value, 128)
