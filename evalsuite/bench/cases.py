@@ -6,7 +6,7 @@ Axes: B batch, T tokens, N sequences, H heads, D key and value width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    Rule = Callable[[dict[str, Tensor]], Tensor]
+    Tensors = dict[str, Tensor]
+    Rule = Callable[[Tensors], Sequence[Tensor]]
 
 CHUNK = 64
 CHECKED_HEADS = 2  # heads do not see each other, so the exact reference runs on the first ones only
@@ -53,7 +54,8 @@ PEER_OPS = {
     "gdn2": ("gdn2", "chunk_gdn2"), "kda": ("kda", "chunk_kda"), "gdn": ("gated_delta_rule", "chunk_gated_delta_rule"),
 }  # fmt: skip
 MIXERS = ("gdn2", "kda", "gdn")
-OPS = ("forward", "backward", "strong", "layer", "decode", "convolution", "gates", "norm")
+PARTS = ("convolution", "gates", "norm", "convolution-backward", "gates-backward", "norm-backward")
+OPS = ("forward", "backward", "strong", "layer", "decode", *PARTS)
 WEAK, STRONG = -4.0, 2.0  # mean logit of a decay: e^-0.02 and e^-2.1 a token
 
 
@@ -64,7 +66,7 @@ class Job:
     op: str
     mixer: str
     shape: Shape
-    calls: dict[str, Callable[[], object]]  # implementation -> timed call; "ours" first
+    calls: Mapping[str, Callable[[], object]]  # implementation -> timed call; "ours" first
     check: Callable[[], tuple[float, float]]  # relative error of ours, and what is allowed
     nbytes: int  # each input read once, each output written once
     flops: int
@@ -124,7 +126,7 @@ def operator(op: str, mixer: str, shape: Shape, setup: Setup) -> Job:
     d_out = torch.randn_like(x["z"])
 
     def with_implementation(name: Any) -> Rule:
-        return lambda inputs: delta_rule(*(inputs[n] for n in "qkezg"), implementation=name)[0]
+        return lambda inputs: delta_rule(*(inputs[n] for n in "qkezg"), implementation=name)[:1]
 
     run = {"ours": with_implementation(setup.ours)}
     if setup.ours != "torch":
@@ -133,13 +135,13 @@ def operator(op: str, mixer: str, shape: Shape, setup: Setup) -> Job:
         run["fla"] = peer_rule(setup.peer.__name__, mixer)
     theirs = (*"qkvg", "erase", *(["write"] if mixer == "gdn2" else []))
     leaves = {n: theirs if n == "fla" else OWN_LEAVES for n in run}
-    calls = {n: gradient(f, x, leaves[n], d_out) if backward else forward(f, x) for n, f in run.items()}
+    calls = {n: gradient(f, x, leaves[n], [d_out]) if backward else forward(f, x) for n, f in run.items()}
 
     def check() -> tuple[float, float]:
         few = {n: t[:, :, :CHECKED_HEADS].double() for n, t in x.items()}
         if not backward:
-            return worst([calls["ours"]()], [run["ours" if setup.ours == "torch" else "torch"](few)], setup.dtype)
-        exact = gradient(with_implementation("torch"), few, OWN_LEAVES, d_out[:, :, :CHECKED_HEADS].double())
+            return worst(calls["ours"](), run["ours" if setup.ours == "torch" else "torch"](few), setup.dtype)
+        exact = gradient(with_implementation("torch"), few, OWN_LEAVES, [d_out[:, :, :CHECKED_HEADS].double()])
         return worst(calls["ours"](), exact(), setup.dtype)
 
     gates = sum(size(x[n]) for n in "qkezg")
@@ -197,22 +199,24 @@ def decode(n: int, shape: Shape, setup: Setup) -> Job:
     return Job("decode", "gdn2", shape, calls, check, moved, 6 * state.numel(), graph=setup.device.type == "cuda")
 
 
-def forward(run: Rule, x: dict[str, Tensor]) -> Callable[[], object]:
+def forward(run: Rule, x: Tensors) -> Callable[[], Sequence[Tensor]]:
     """The forward pass without a graph of gradients."""
     import torch
 
-    def call() -> object:
+    def call() -> Sequence[Tensor]:
         with torch.no_grad():
             return run(x)
 
     return call
 
 
-def gradient(run: Rule, x: dict[str, Tensor], leaves: Sequence[str], d_out: Tensor) -> Callable[[], Sequence[Tensor]]:
+def gradient(
+    run: Rule, x: Tensors, leaves: Sequence[str], d_out: Sequence[Tensor]
+) -> Callable[[], Sequence[Tensor]]:
     """The backward pass alone; the forward pass runs at the first call."""
     import torch
 
-    kept: list[tuple[Tensor, list[Tensor]]] = []
+    kept: list[tuple[Sequence[Tensor], list[Tensor]]] = []
 
     def call() -> Sequence[Tensor]:
         if not kept:
@@ -223,7 +227,7 @@ def gradient(run: Rule, x: dict[str, Tensor], leaves: Sequence[str], d_out: Tens
     return call
 
 
-def worst(got: Any, want: Any, dtype: torch.dtype) -> tuple[float, float]:
+def worst(got: Sequence[Tensor], want: Sequence[Tensor], dtype: torch.dtype) -> tuple[float, float]:
     """Largest relative error of `got`, cut to the heads of `want`, and what is allowed; not finite is infinite."""
     import torch
 
@@ -253,9 +257,8 @@ def peer_rule(library: str, mixer: str) -> Rule:
     module, name = PEER_OPS[mixer]
     rule = getattr(import_module(f"{library}.ops.{module}"), name)
 
-    def call(x: dict[str, Tensor]) -> Tensor:
+    def call(x: Tensors) -> Sequence[Tensor]:
         gates = (x["erase"], x["write"]) if mixer == "gdn2" else (x["erase"],)
-        o: Tensor = rule(x["q"], x["k"], x["v"], x["g"], *gates, scale=1.0)[0]
-        return o
+        return (rule(x["q"], x["k"], x["v"], x["g"], *gates, scale=1.0)[0],)
 
     return call

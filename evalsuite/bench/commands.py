@@ -15,7 +15,7 @@ from gdn2.errors import UserError
 Echo = Callable[[str], None]
 EchoTable = Callable[[Sequence[str], Sequence[Sequence[object]]], None]
 
-WIDTHS = (12, 6, 18, 9, 15, 9, 9, 7, 9, 10, 8)  # columns of the rows of `bench kernels`, printed as they are known
+WIDTHS = (20, 6, 18, 9, 15, 9, 9, 7, 9, 10, 8)  # columns of the rows of `bench kernels`, printed as they are known
 
 
 SHAPES = "2048x8,4096x4,8192x2,16384x1"  # of a training step, the paper's

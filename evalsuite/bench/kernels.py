@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,10 @@ def plan(setup: Setup, asked: Asked) -> Iterator[tuple[str, Callable[[], Job]]]:
     ops, mixers = asked.ops, asked.mixers
     for shape in shapes:
         for op in ops:
-            if op in ("convolution", "norm"):
-                make = layers.convolution if op == "convolution" else layers.norm
-                yield f"{op} {shape.name}", lambda make=make, shape=shape: make(shape, setup)  # type: ignore[misc]
+            part, _, back = op.partition("-")
+            if part in ("convolution", "norm"):
+                make = partial(layers.convolution if part == "convolution" else layers.norm, shape, setup, bool(back))
+                yield f"{op} {shape.name}", make
             elif op != "decode":
                 for mixer in mixers:
                     yield f"{op} {mixer} {shape.name}", _operator(op, mixer, shape, setup)
@@ -110,8 +112,8 @@ def plan(setup: Setup, asked: Asked) -> Iterator[tuple[str, Callable[[], Job]]]:
 def _operator(op: str, mixer: str, shape: Shape, setup: Setup) -> Callable[[], Job]:
     if op == "layer":
         return lambda: layers.layer(mixer, shape, setup)
-    if op == "gates":
-        return lambda: layers.gates(mixer, shape, setup)
+    if op in ("gates", "gates-backward"):
+        return lambda: layers.gates(mixer, shape, setup, op != "gates")
     return lambda: cases.operator(op, mixer, shape, setup)
 
 

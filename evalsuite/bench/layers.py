@@ -5,17 +5,29 @@ Axes as in `evalsuite.bench.cases`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from evalsuite.bench.cases import CHECKED_HEADS, PEER_OPS, Job, Setup, Shape, draw, operator_flops, size, worst
+from evalsuite.bench.cases import (
+    CHECKED_HEADS,
+    PEER_OPS,
+    Job,
+    Setup,
+    Shape,
+    draw,
+    forward,
+    gradient,
+    operator_flops,
+    size,
+    worst,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from evalsuite.bench.cases import Rule, Tensors
     from gdn2.kernels.layer import Gates, Raw
-
 
 def layer(mixer: str, shape: Shape, setup: Setup) -> Job:
     """From raw projections to the operator's output: L2 norm, gates and forward pass."""
@@ -34,7 +46,7 @@ def layer(mixer: str, shape: Shape, setup: Setup) -> Job:
             g = None if x.g is None else x.g.unflatten(0, (shape.batch, shape.tokens))
             return delta_rule(q, k, e, z, g, implementation=name)[0]
 
-    calls: dict[str, Callable[[], object]] = {"ours": lambda: with_implementation(setup.ours, raw)}
+    calls: dict[str, Callable[[], Any]] = {"ours": lambda: with_implementation(setup.ours, raw)}
     if setup.ours != "torch":
         calls["torch"] = lambda: with_implementation("torch", raw)
     if setup.peer is not None:
@@ -75,56 +87,50 @@ def first_heads(raw: Raw) -> Raw:
     return Raw(cut(raw.q), cut(raw.k), cut(raw.v), cut(raw.b), w, cut(raw.f), raw.A_log[:heads].double(), bias)
 
 
-def gates(mixer: str, shape: Shape, setup: Setup) -> Job:
+def gates(mixer: str, shape: Shape, setup: Setup, backward: bool = False) -> Job:
     """L2 norm and folded gates alone."""
-    import torch
-
-    from gdn2.kernels.layer import fold_gates
+    from gdn2.kernels.layer import Raw, fold_gates
 
     raw, options = raw_of(draw(shape, mixer, setup), mixer, shape)
 
-    def call(name: Any, raw: Raw) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            return tuple(t for t in fold_gates(raw, options, name) if t is not None)
+    def with_implementation(name: Any) -> Rule:
+        def call(x: Tensors) -> Sequence[Tensor]:
+            folded = fold_gates(Raw(*map(x.get, Raw._fields)), options, name)  # type: ignore[arg-type]
+            return tuple(t for t in folded if t is not None)
 
-    calls: dict[str, Callable[[], object]] = {"ours": lambda: call(setup.ours, raw)}
-    if setup.ours != "torch":
-        calls["torch"] = lambda: call("torch", raw)
-    moved = sum(size(t) for t in raw if t is not None) + sum(size(t) for t in call(setup.ours, raw))
-    return Job(
-        "gates", mixer, shape, calls,
-        lambda: worst(call(setup.ours, raw), call("torch", first_heads(raw)), setup.dtype), moved, 0,
-    )  # fmt: skip
+        return call
+
+    x, few = _given(raw), _given(first_heads(raw))
+    return _part("gates", mixer, shape, setup, with_implementation, None, x, few, backward)
 
 
-def norm(shape: Shape, setup: Setup) -> Job:
+def _given(raw: Raw) -> Tensors:
+    return {name: x for name, x in raw._asdict().items() if x is not None}
+
+
+def norm(shape: Shape, setup: Setup, backward: bool = False) -> Job:
     """RMSNorm times the gated output."""
     import torch
 
     from gdn2.kernels.layer import gated_norm
 
-    x = draw(shape, "gdn2", setup)
-    o, gate, weight = x["v"].flatten(0, 1), x["w"].flatten(0, 1), torch.rand(shape.width, device=setup.device)
+    drawn = draw(shape, "gdn2", setup)
+    x = {"o": drawn["v"].flatten(0, 1), "gate": drawn["w"].flatten(0, 1)}
+    x["weight"] = torch.rand(shape.width, device=setup.device)
 
-    def call(name: Any, o: Tensor, gate: Tensor) -> Tensor:
-        with torch.no_grad():
-            return gated_norm(o, gate, weight, 1e-5, "silu", name)
+    def with_implementation(name: Any) -> Rule:
+        return lambda x: (gated_norm(x["o"], x["gate"], x["weight"], 1e-5, "silu", name),)
 
-    calls: dict[str, Callable[[], object]] = {"ours": lambda: call(setup.ours, o, gate)}
-    if setup.ours != "torch":
-        calls["torch"] = lambda: call("torch", o, gate)
+    theirs: Rule | None = None
     if setup.peer is not None:
-        theirs = import_module(f"{setup.peer.__name__}.modules.norm.fused_norm_gate").rms_norm_gated
-        calls["fla"] = lambda: theirs(o, gate, weight, None, eps=1e-5)
+        rule = import_module(f"{setup.peer.__name__}.modules.norm.fused_norm_gate").rms_norm_gated
+        theirs = lambda x: (rule(x["o"], x["gate"], x["weight"], None, eps=1e-5),)  # noqa: E731
 
-    def check() -> tuple[float, float]:
-        few = (t[:, :CHECKED_HEADS].double() for t in (o, gate))
-        return worst([calls["ours"]()], [call("torch", *few)], setup.dtype)
-
-    return Job("norm", "any", shape, calls, check, 3 * size(o), 0)
+    all_heads = {name: t.double() for name, t in x.items()}  # the gradient of the weight is a sum over them
+    return _part("norm", "any", shape, setup, with_implementation, theirs, x, all_heads, backward)
 
 
-def convolution(shape: Shape, setup: Setup) -> Job:
+def convolution(shape: Shape, setup: Setup, backward: bool = False) -> Job:
     """Short convolution and SiLU of one projection."""
     import torch
 
@@ -132,32 +138,61 @@ def convolution(shape: Shape, setup: Setup) -> Job:
     from gdn2.ragged import Ragged
 
     channels = shape.heads * shape.width
-    x = draw(shape, "gdn2", setup)["v"].reshape(-1, channels)
-    weight = torch.rand(channels, 4, device=setup.device).to(setup.dtype) - 0.5
-    window = torch.zeros(shape.batch, channels, 3, device=setup.device, dtype=setup.dtype)
+    x = {"x": draw(shape, "gdn2", setup)["v"].reshape(-1, channels)}
+    x["weight"] = torch.rand(channels, 4, device=setup.device).to(setup.dtype) - 0.5
     ragged = Ragged([shape.tokens] * shape.batch, setup.device)
 
-    def plain(x: Tensor, weight: Tensor, window: Tensor) -> Tensor:
-        with torch.no_grad():
-            return short_conv(x, weight, None, window, ragged)[0]
+    def with_implementation(name: Any) -> Rule:
+        convolve = short_conv
+        if name == "triton":
+            from gdn2.kernels.triton import prologue
 
-    calls: dict[str, Callable[[], object]] = {"ours": lambda: plain(x, weight, window)}
-    if setup.ours == "triton":
-        from gdn2.kernels.triton import prologue
+            convolve = prologue.short_conv
 
-        calls["ours"] = lambda: prologue.short_conv(x, weight, None, window, ragged)[0]
-        calls["torch"] = lambda: plain(x, weight, window)
+        def call(x: Tensors) -> Sequence[Tensor]:
+            window = x["x"].new_zeros(shape.batch, x["x"].shape[1], 3)
+            return (convolve(x["x"], x["weight"], None, window, ragged)[0],)
+
+        return call
+
+    theirs: Rule | None = None
     if setup.peer is not None:
-        theirs = import_module(f"{setup.peer.__name__}.modules.causal_conv1d.ops").causal_conv1d
-        rows = x.reshape(shape.batch, shape.tokens, channels)
-        calls["fla"] = lambda: theirs(rows, weight, activation="silu")
+        rule = import_module(f"{setup.peer.__name__}.modules.causal_conv1d.ops").causal_conv1d
 
-    def check() -> tuple[float, float]:
-        some = slice(0, 64)
-        want = plain(x[:, some].double(), weight[some].double(), window[:, some].double())
-        return worst([calls["ours"]()], [want], setup.dtype)
+        def theirs(x: Tensors) -> Sequence[Tensor]:
+            rows = x["x"].reshape(shape.batch, shape.tokens, channels)
+            return (rule(rows, x["weight"], activation="silu")[0].flatten(0, 1),)
 
-    return Job("convolution", "any", shape, calls, check, 2 * size(x), 0)
+    few = {"x": x["x"][:, :64].double(), "weight": x["weight"][:64].double()}
+    return _part("convolution", "any", shape, setup, with_implementation, theirs, x, few, backward)
+
+
+def _part(
+    op: str, mixer: str, shape: Shape, setup: Setup, with_implementation: Callable[[Any], Rule], theirs: Rule | None,
+    x: Tensors, few: Tensors, backward: bool,
+) -> Job:  # fmt: skip
+    """A job of one kernel: `few` is x in fp64, of the first heads where they do not see each other."""
+    import torch
+
+    parts = {"ours": with_implementation(setup.ours)}
+    if setup.ours != "torch":
+        parts["torch"] = with_implementation("torch")
+    if theirs is not None:
+        parts["fla"] = theirs
+    exact = with_implementation("torch")
+    outputs = forward(parts["ours"], x)()
+    moved = sum(map(size, (*x.values(), *outputs)))
+    if not backward:
+        calls = {name: forward(f, x) for name, f in parts.items()}
+        wanted = forward(exact, few)
+    else:
+        d_out = [torch.randn_like(t) for t in outputs]
+        cut = [d[tuple(map(slice, t.shape))].double() for d, t in zip(d_out, forward(exact, few)(), strict=True)]
+        calls = {name: gradient(f, x, list(x), d_out) for name, f in parts.items()}
+        wanted = gradient(exact, few, list(few), cut)
+        moved += sum(map(size, x.values()))
+    name = f"{op}-backward" if backward else op
+    return Job(name, mixer, shape, calls, lambda: worst(calls["ours"](), wanted(), setup.dtype), moved, 0)
 
 
 def peer_layer(library: str, mixer: str, x: dict[str, Tensor], raw: Raw) -> Callable[[], object]:

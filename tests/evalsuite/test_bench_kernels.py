@@ -67,6 +67,9 @@ def test_wrong_kernels_turn_the_check_red(monkeypatch: pytest.MonkeyPatch) -> No
     (lambda: layers.gates("kda", TINY[0], SETUP), "gdn2.kernels.layer", "fold_gates"),
     (lambda: layers.norm(TINY[0], SETUP), "gdn2.kernels.layer", "gated_norm"),
     (lambda: layers.convolution(TINY[0], SETUP), "gdn2.mixers.conv", "short_conv"),
+    (lambda: layers.gates("gdn", TINY[0], SETUP, True), "gdn2.kernels.layer", "fold_gates"),
+    (lambda: layers.norm(TINY[0], SETUP, True), "gdn2.kernels.layer", "gated_norm"),
+    (lambda: layers.convolution(TINY[0], SETUP, True), "gdn2.mixers.conv", "short_conv"),
     (lambda: cases.decode(2, TINY[0], SETUP), "gdn2.kernels", "delta_step"),
 ])  # fmt: skip
 def test_every_check_sees_a_result_one_in_a_thousand_off(make, module, name, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -95,7 +98,7 @@ def test_unwritten_outputs_are_never_right() -> None:
 
 def test_the_plan_names_each_job_once_and_keeps_to_what_was_asked() -> None:
     names = [name for name, _ in kernels.plan(SETUP, Asked())]
-    assert len(set(names)) == len(names) == 5 * 3 + 2 + 1
+    assert len(set(names)) == len(names) == 6 * 3 + 4 + 1
     assert [n for n, _ in kernels.plan(SETUP, Asked(ops=["norm", "decode"]))] == ["norm 2x48 H2 D16", "decode 2"]
     gpu = Setup(torch.device("cuda"), torch.bfloat16, "triton", None)
     forward = [name for name, _ in kernels.plan(gpu, Asked(ops=["forward"], mixers=["gdn2"], peer_shapes=True))]
