@@ -3,9 +3,10 @@
 A chunk of 64 rows is two blocks of 32. Keys are divided by their decay since the start of their block where that is in
 `REACH`; q and e meet those of the first block decayed since the chunk's start, and those of the second since that
 block's. What is lost so, where q or e have decayed below 2 ** -126, is a pair weaker than 2 ** -36. The other keys
-(`rest`) are anchored in the middle of the smallest aligned block of 2, 4, ... 64 rows that holds the pair. Which way a
-key takes depends on gates up to its own row only, so a later gate never changes an earlier score. Gradients need no
-such care: there both sides are anchored in the middle of the chunk, where that is in reach.
+(`rest`) are anchored in the middle of the smallest aligned block of 16, 32 or 64 rows that holds the pair; within 8
+rows they are divided too where that is in reach, and else anchored in the middle of the smallest block of 2, 4 or 8.
+Which way a key takes depends on gates up to its own row only, so a later gate never changes an earlier score. Gradients
+need no such care: there both sides are anchored in the middle of the chunk, where that is in reach.
 
 Chunks with a key out of reach are rare, and what they need does not fit in the registers beside the rest: they have
 launches of their own (REST), whose programs stop at once where `strong` says that there is nothing to do.
@@ -13,7 +14,7 @@ launches of their own (REST), whose programs stop at once where `strong` says th
 Sums of log-decays are products of 0/1 matrices with them on the tensor cores. Those matrices come from tables in
 memory (`selections`, `spans_of`): made in the kernel, their masks alone took more registers than there are. With 16-bit
 operands they take log-decays of 11 bits: all sums are then of the same numbers, so that a pair is weighted as if its
-gates were rounded, by no more than 2 ** -11. What is out of reach, and gradients of gates, take 16 bits.
+gates were rounded, by no more than 2 ** -11. Gradients of what is out of reach, and of gates, take 16 bits.
 
 Axes as in `forward`.
 """
@@ -29,7 +30,6 @@ from gdn2.kernels.triton.forward import (
     LEAST,
     LOG2E,
     add_product,
-    halves,
     invert,
     load_square,
     load_state,
@@ -43,6 +43,8 @@ REACH = tl.constexpr(90.0)
 """Decays below 2 ** -90 are not divided by: bf16 and fp32 reach 2 ** 127, and keys and queries need room too."""
 FINE = tl.constexpr(256.0)
 """What fp16 log2-decays are multiplied by, for their 11 bits from `LEAST` down to 2 ** -22."""
+NEAR = tl.constexpr(8)
+"""Rows within which a key beyond reach from the start of its block may be divided by its decay after all."""
 LEVELS = tl.constexpr(5)
 """Blocks of 2 ** (level + 1) rows, the largest being `BLOCK`."""
 
@@ -50,23 +52,27 @@ LEVELS = tl.constexpr(5)
 UPTO = tl.constexpr(0)  # up to r
 BEYOND = tl.constexpr(1)  # after r
 SINCE = tl.constexpr(2)  # up to r, in its block
-CENTRE = tl.constexpr(3)  # between r and the middle of the chunk
+CLOSE = tl.constexpr(3)  # up to r, in its `NEAR` rows
+CENTRE = tl.constexpr(4)  # between r and the middle of the chunk
+STEPS = tl.constexpr(5)  # + step: see `add_steps`
 
 # And of those of `selections`.
 FROM = tl.constexpr(0)  # from r on
 MIDDLE = tl.constexpr(1)  # + level: between r and the middle of its aligned block of 2 ** (level + 1) rows
-HALVES = tl.constexpr(7)  # + level: those in the first half of that block where r is in the second
+HALVES = tl.constexpr(6)  # + level: those in the first half of that block where r is in the second
+
+# The steps of `add_steps`, ranges of them: each takes the pairs of one distance.
+DEEP = tl.constexpr(0)  # of one row, and of the halves of 2, 4 and 8
+REACHED = tl.constexpr(4)  # of `NEAR` rows, by division
+WIDE = tl.constexpr(5)  # of the halves of 16, 32 and 64
+DONE = tl.constexpr(8)
 
 
 @cache
 def selections(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The matrices of ones and zeros that `sums` multiplies by, [matrices, rows, rows]."""
     r, t = _rows_and_columns(rows, device)
-    out = [t >= r]
-    for level in range(LEVELS.value + 1):
-        # Rows of the second half: from the middle through r. Rows of the first half: after r up to the middle.
-        second = (r >> level) % 2 == 1
-        out.append((r >> level == t >> level) & ((t > r) ^ second))
+    out = [t >= r, *(_middle(r, t, level) for level in range(LEVELS.value))]
     for level in range(LEVELS.value):
         out.append((r >> (level + 1) == t >> (level + 1)) & (r >> level > t >> level))
     return torch.stack(out).to(dtype)
@@ -76,10 +82,17 @@ def selections(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 def spans_of(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The matrices that `rounded_sums` multiplies by, in fp32 or, for 16-bit operands, of 1 / FINE in fp16."""
     r, t = _rows_and_columns(rows, device)
-    upto, half = t <= r, rows // 2
-    same = r // BLOCK.value == t // BLOCK.value
-    out = torch.stack([upto, ~upto, same & upto, (r // half == t // half) & ((t > r) ^ (r >= half))]).float()
+    upto = t <= r
+    since, near = ((r // n == t // n) & upto for n in (BLOCK.value, NEAR.value))
+    first, second, third, *wide = (_middle(r, t, level) for level in range(LEVELS.value + 1))
+    steps = [upto & ~upto, first, second, third, near, *wide]
+    out = torch.stack([upto, ~upto, since, near, wide[-1], *steps]).float()
     return out if dtype == torch.float32 else (out / FINE.value).half()
+
+
+def _middle(r: Tensor, t: Tensor, level: int) -> Tensor:
+    """Rows t from the middle of r's block through r, for r in its second half; after r up to the middle in its first."""
+    return (r >> level == t >> level) & ((t > r) ^ ((r >> level) % 2 == 1))
 
 
 def _rows_and_columns(rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -207,12 +220,6 @@ def is_strong(strong, some, at):
 
 
 @triton.jit
-def apart(level, C: tl.constexpr, RANK: tl.constexpr):
-    """Mask [C, C] of the pairs in `halves` that are of two tokens."""
-    return halves(level, C) if RANK == 1 else halves(level, C) & (same_token(C, RANK) == 0)
-
-
-@triton.jit
 def in_second(C: tl.constexpr):
     """Mask [C, 1] of the rows of the second block."""
     return (tl.arange(0, C) >= BLOCK)[:, None]
@@ -228,29 +235,60 @@ def add_scores(score, whole, near, early, later, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def both(q_, e_, ERASE: tl.constexpr):
+    """q above e, whose scores with the keys are one product, or q alone."""
+    return above(q_, e_) if ERASE else q_
+
+
+@triton.jit
 def add_rest(
-    aqk, t, q_, k_, e_, g_, table, first,
-    C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+    score, q_, k_, e_, g_, first,
+    C: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add one tile of K of the pairs whose key is out of reach."""
-    operand: tl.constexpr = k_.dtype
-    coarse, fine = parts(g_, table.dtype.element_ty)
-    rest = unreached(rounded_sums(selection(first, SINCE, C), g_ * fineness(first), PRECISION), DIRECT)
-    if BLOCK % RANK == 0:
-        aqk += tl.where(same_token(C, RANK), product(q_, tl.trans((k_ * rest).to(operand)), PRECISION), 0.0)
-    for level in range(0, LEVELS + 1):
-        f = tl.exp2(sums(selection(table, MIDDLE + level, C), coarse, fine, PRECISION))
-        kf = tl.trans((k_ * (f * rest)).to(operand))
-        pairs = apart(level, C, RANK)
-        aqk += tl.where(pairs, product((q_ * f).to(operand), kf, PRECISION), 0.0)
-        if ERASE:
-            t += tl.where(pairs, product((e_ * f).to(operand), kf, PRECISION), 0.0)
-    return aqk, t
+    """Add one tile of K of the pairs whose key is out of reach. Entries above the diagonal are meaningless."""
+    if DIRECT:
+        since, near = apart_again(rounded_sums(selection(first, SINCE, C, 2), g_, PRECISION))
+        rest = unreached(since, DIRECT)
+        deep = rest * unreached(near, DIRECT)
+        most = tl.max(tl.max(rest + deep, 1), 0)
+        if most > 0.0:
+            if most > 1.0:
+                score = add_steps(score, q_, (k_ * deep).to(k_.dtype), e_, g_, first, DEEP, REACHED, C, ERASE, PRECISION)
+            score = add_steps(score, q_, (k_ * rest).to(k_.dtype), e_, g_, first, REACHED, DONE, C, ERASE, PRECISION)
+    else:
+        score = add_steps(score, q_, k_, e_, g_, first, DEEP, REACHED, C, ERASE, PRECISION)
+        score = add_steps(score, q_, k_, e_, g_, first, WIDE, DONE, C, ERASE, PRECISION)
+    return score
+
+
+@triton.jit
+def add_steps(
+    score, q_, k_, e_, g_, first, begin, end,
+    C: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add the pairs of some steps. Those of halves are decayed from the middle of their block, which lies between them.
+
+    Of a loop, so that masks are not kept in registers from one tile to the next.
+    """
+    r = tl.arange(0, score.shape[0]) % C
+    s = tl.arange(0, C)
+    for step in range(begin, end):
+        decay = rounded_sums(selection(first, STEPS + step, C), g_, PRECISION)
+        inside = step % 4 == 0  # one of DEEP, REACHED
+        down = tl.exp2(decay)
+        up = tl.where(inside, reached(decay, True, True), down)
+        level = step - tl.minimum(step, 1) - step // 5  # 0 0 1 2, 3, 3 4 5
+        half = s >> level
+        partner = tl.where(inside, half, tl.where(half % 2 == 0, half + 1, -1))
+        x = both((q_ * down).to(q_.dtype), (e_ * down).to(q_.dtype), ERASE)
+        pairs = product(x, tl.trans((k_ * up).to(q_.dtype)), PRECISION)
+        score += tl.where((r >> level)[:, None] == partner[None, :], pairs, 0.0)
+    return score
 
 
 @triton.jit
 def channel_scores_kernel(
-    q, k, e, g, diag, table, first,  # inputs
+    q, k, e, g, diag, first,  # inputs
     qg, eg, kt, decay, scores, solved, strong, some,  # outputs
     chunk_row, chunk_rows,
     H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HS: tl.constexpr, K: tl.constexpr,
@@ -260,8 +298,8 @@ def channel_scores_kernel(
     """Scores, inverse and decayed operands of one (chunk, head of the scores).
 
     `decay` [P, Hs, K] is the whole chunk's decay; qg, eg and kt [T, Hs, K] are gamma * q, gamma * e and tail * k. The
-    first launch writes to `strong` [P, Hs] where a key is out of reach, and to `some` [1], zero before, if any is; it
-    is right elsewhere. The second, REST, then does those again.
+    first launch writes to `strong` [P, Hs] where a key is out of reach, and to `some` [1], zero before, if any is; its
+    scores are right elsewhere. The second, REST, then does those again.
     """
     chunk = tl.program_id(0) // HS
     head = tl.program_id(0) % HS
@@ -272,6 +310,7 @@ def channel_scores_kernel(
     rows = tl.load(chunk_rows + chunk)
     hk = head // (HS // H)
     operand: tl.constexpr = k.dtype.element_ty
+    BR: tl.constexpr = 16
     inside = tl.zeros([C, C], dtype=tl.float32)
     score = tl.zeros([2 * C if ERASE else C, C], dtype=tl.float32)  # of q, and below it of e
     least = tl.zeros([C], dtype=tl.float32)
@@ -287,38 +326,41 @@ def channel_scores_kernel(
         gamma, down, up = tl.exp2(upto), tl.exp2(since), reached(since, REST, DIRECT)
         if not REST:
             least = tl.minimum(least, tl.min(since, 1))
-        if BLOCK % RANK != 0:
+        if NEAR % RANK != 0:
             inside += product(q_, tl.trans(k_), PRECISION)
-        store_rows(kt, k_ * tl.exp2(beyond), row0, rows, head, HS, K, col0, C, B)
         early, later = (k_ * tl.where(second, 0.0, up)).to(operand), (k_ * tl.where(second, up, 0.0)).to(operand)
         whole, near = (q_ * gamma).to(operand), (q_ * down).to(operand)
-        store_rows(qg, whole, row0, rows, head, HS, K, col0, C, B)
         if ERASE:
             x = (e_ * gamma).to(operand)
-            store_rows(eg, x, row0, rows, head, HS, K, col0, C, B)
+        if not (REST and DIRECT):  # else the first launch has made them
+            store_rows(kt, k_ * tl.exp2(beyond), row0, rows, head, HS, K, col0, C, B)
+            store_rows(qg, whole, row0, rows, head, HS, K, col0, C, B)
+            if ERASE:
+                store_rows(eg, x, row0, rows, head, HS, K, col0, C, B)
+            last = (tl.arange(0, C) == C - 1)[:, None]
+            col = col0 + tl.arange(0, B)[None, :]
+            at = decay + (chunk.to(tl.int64) * HS + head) * K + tl.zeros([C, 1], dtype=tl.int32) + col
+            tl.store(at, gamma, mask=last & (col < K))
+        if ERASE:
             whole, near = above(whole, x), above(near, (e_ * down).to(operand))
         score = add_scores(score, whole, near, early, later, PRECISION)
-        last = (tl.arange(0, C) == C - 1)[:, None]
-        col = col0 + tl.arange(0, B)[None, :]
-        at = decay + (chunk.to(tl.int64) * HS + head) * K + tl.zeros([C, 1], dtype=tl.int32) + col
-        tl.store(at, gamma, mask=last & (col < K))
-    aqk, t = apart_again(score) if ERASE else (score, score)
     if REST:
-        for col0 in range(0, K, B):
-            g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B)
-            q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
-            k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
-            e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B) if ERASE else q_
-            aqk, t = add_rest(aqk, t, q_, k_, e_, g_, table, first, C, RANK, ERASE, DIRECT, PRECISION)
+        for col0 in range(0, K, BR):
+            g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, BR, fineness(first))
+            q_ = load_rows(q, row0, rows, hk, H, K, col0, C, BR)
+            k_ = load_rows(k, row0, rows, hk, H, K, col0, C, BR)
+            e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, BR) if ERASE else q_
+            score = add_rest(score, q_, k_, e_, g_, first, C, ERASE, DIRECT, PRECISION)
     else:
         beyond_reach = tl.min(least, 0) <= -REACH
         tl.store(strong + tl.program_id(0), tl.where(beyond_reach, 1, 0))
         tl.store(some, 1, mask=beyond_reach)
+    aqk, t = apart_again(score) if ERASE else (score, score)
     r = tl.arange(0, C)
     token = same_token(C, RANK)
     earlier = (r[:, None] > r[None, :]) & (token == 0)
     # Pairs inside one token have no decay between them.
-    own = aqk if BLOCK % RANK == 0 else inside
+    own = aqk if NEAR % RANK == 0 else inside
     if DIAG:
         own = own * tl.load(diag + (row0 + r).to(tl.int64) * HS + head, mask=r < rows, other=0.0)[None, :]
     aqk = tl.where(token, own, tl.where(earlier, aqk, 0.0))

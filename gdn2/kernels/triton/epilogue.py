@@ -65,10 +65,14 @@ def gated_norm_backward_kernel(
     tl.store(dweight + program * V + col, tl.sum(sums, 0), mask=col < V)
 
 
-def tiles(v: int) -> dict[str, int]:
-    """Rows a block and warps for width v."""
+BLOCK, BACKWARD_BLOCK = 4096, 1024  # numbers of a block of rows
+BACKWARD_BLOCKS = 32  # of a program
+
+
+def tiles(v: int, size: int = BLOCK) -> dict[str, int]:
+    """Rows a block of `size` numbers and warps for width v."""
     bv = triton.next_power_of_2(v)
-    return {"BV": bv, "BM": max(4096 // bv, 1), "num_warps": 4, "enable_fp_fusion": True}
+    return {"BV": bv, "BM": max(size // bv, 1), "num_warps": 4, "enable_fp_fusion": True}
 
 
 class _GatedNorm(torch.autograd.Function):
@@ -91,15 +95,13 @@ class _GatedNorm(torch.autograd.Function):
         v = o.shape[-1]
         m = o.numel() // v
         do, dgate = torch.empty_like(o), torch.empty_like(gate)
-        shape = tiles(v)
-        shape["BM"] = max(shape["BM"] // 4, 1)
-        blocks = 32
-        programs = triton.cdiv(m, shape["BM"] * blocks)
+        shape = tiles(v, BACKWARD_BLOCK)
+        programs = triton.cdiv(m, shape["BM"] * BACKWARD_BLOCKS)
         dweight = torch.empty(programs, v, dtype=torch.float32, device=o.device)
         if m:
             gated_norm_backward_kernel[(programs,)](
                 o, gate, weight, grads[0].contiguous(), do, dgate, dweight, m, ctx.eps,
-                V=v, BLOCKS=blocks, SILU=ctx.silu, **shape,
+                V=v, BLOCKS=BACKWARD_BLOCKS, SILU=ctx.silu, **shape,
             )  # fmt: skip
         return do, dgate, dweight.sum(0).to(weight.dtype), None, None
 

@@ -177,7 +177,7 @@ def _scores(call: _Call) -> _Operands:
         strong, some = new(p, hs, dtype=torch.int32), call.z.new_zeros(1, dtype=torch.int32)
         for how in call.launches(call.plan.scores, call.plan.strong_scores):
             channel.channel_scores_kernel[(p * hs,)](
-                *inputs, call.selections, call.spans, qg, eg, kt, decay, scores, solved, strong, some, *chunks,
+                *inputs, call.spans, qg, eg, kt, decay, scores, solved, strong, some, *chunks,
                 **variant, B=how.tile, REST=how is call.plan.strong_scores, DIRECT=call.direct, **how.options,
             )  # fmt: skip
         return _Operands(qg, kt, eg, decay, strong, some, scores, solved)

@@ -71,6 +71,21 @@ def _past_three(x, window, sequence_of, position_of, token, channel, C, W: tl.co
 
 
 @triton.jit
+def _row(x, token, stop, channel, C):
+    """x of one token [BC], zero from token `stop` on."""
+    return tl.load(x + token * C + channel, mask=channel < tl.where(token < stop, C, 0), other=0.0)
+
+
+@triton.jit
+def _four(x, token, stop, channel, C):
+    """`_row` of `token` and the three after it: loads that a walk has under way, since none can pass its stores."""
+    return (
+        _row(x, token, stop, channel, C), _row(x, token + 1, stop, channel, C),
+        _row(x, token + 2, stop, channel, C), _row(x, token + 3, stop, channel, C),
+    )  # fmt: skip
+
+
+@triton.jit
 def conv_kernel(
     x, weight, bias, window, y, new_window, cu_seqlens, sequence_of, position_of, T, C, SEGMENTS,
     W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr,
@@ -88,24 +103,19 @@ def conv_kernel(
         if BIAS:
             shift += tl.load(bias + channel, mask=in_c, other=0.0).to(tl.float32)
         x1, x2, x3 = _past_three(x, window, sequence_of, position_of, begin, channel, C, W)
-        if tl.load(position_of + end - 1) >= end - 1 - begin:  # all of one sequence
-            for token in range(begin, end):
-                x0 = tl.load(x + token * C + channel, mask=in_c, other=0.0).to(tl.float32)
-                out = w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3 + shift
-                if ACT:
-                    out *= _sigmoid(out)
-                tl.store(y + token * C + channel, out.to(y.dtype.element_ty), mask=in_c)
-                x3, x2, x1 = x2, x1, x0
-        else:
-            for token in range(begin, end):
+        n0, n1, n2, n3 = _four(x, begin, end, channel, C)
+        whole = tl.load(position_of + end - 1) >= end - 1 - begin  # all of one sequence
+        for token in range(begin, end):
+            if not whole:
                 if tl.load(position_of + token) == 0:
                     x1, x2, x3 = _past_three(x, window, sequence_of, position_of, token, channel, C, W)
-                x0 = tl.load(x + token * C + channel, mask=in_c, other=0.0).to(tl.float32)
-                out = w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3 + shift
-                if ACT:
-                    out *= _sigmoid(out)
-                tl.store(y + token * C + channel, out.to(y.dtype.element_ty), mask=in_c)
-                x3, x2, x1 = x2, x1, x0
+            x0 = n0.to(tl.float32)
+            n0, n1, n2, n3 = n1, n2, n3, _row(x, token + 4, end, channel, C)
+            out = w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3 + shift
+            if ACT:
+                out *= _sigmoid(out)
+            tl.store(y + token * C + channel, out.to(y.dtype.element_ty), mask=in_c)
+            x3, x2, x1 = x2, x1, x0
     else:
         n = program - SEGMENTS
         start = tl.load(cu_seqlens + n)
@@ -144,17 +154,18 @@ def conv_backward_kernel(
     x1, x2, x3 = _past_three(x, window, sequence_of, position_of, begin, channel, C, W)
     stop = tl.minimum(end + 3, T)
     whole = tl.load(position_of + stop - 1) >= stop - 1 - begin  # all of one sequence
+    n0, n1, n2, n3 = _four(x, begin, stop, channel, C)
+    d0, d1, d2, d3 = _four(dy, begin, stop, channel, C)
     for token in range(begin, end + 3):
         inside = token < stop
-        at = token * C + channel
-        live = channel < tl.where(inside, C, 0)
         reach = token - begin
         if not whole:
             reach = tl.load(position_of + token, mask=inside, other=0)
             if inside & (reach == 0):
                 x1, x2, x3 = _past_three(x, window, sequence_of, position_of, token, channel, C, W)
-        x0 = tl.load(x + at, mask=live, other=0.0).to(tl.float32)
-        d = tl.load(dy + at, mask=live, other=0.0).to(tl.float32)
+        x0, d = n0.to(tl.float32), d0.to(tl.float32)
+        n0, n1, n2, n3 = n1, n2, n3, _row(x, token + 4, stop, channel, C)
+        d0, d1, d2, d3 = d1, d2, d3, _row(dy, token + 4, stop, channel, C)
         if ACT:
             pre = w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3 + shift
             s = _sigmoid(pre)
@@ -163,7 +174,7 @@ def conv_backward_kernel(
         a2 += tl.where(reach >= 2, w2 * d, 0.0)
         a1 += tl.where(reach >= 1, w1 * d, 0.0)
         done = channel < tl.where(token - 3 >= begin, C, 0)
-        tl.store(dx + at - 3 * C, a3.to(dx.dtype.element_ty), mask=done & (channel < tl.where(token - 3 < end, C, 0)))
+        tl.store(dx + (token - 3) * C + channel, a3.to(dx.dtype.element_ty), mask=done)
         a3, a2, a1 = a2, a1, w0 * d
         own = tl.where(token < end, d, 0.0)
         s0 += own * x0
