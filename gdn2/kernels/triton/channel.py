@@ -43,50 +43,49 @@ REACH = tl.constexpr(90.0)
 """Decays below 2 ** -90 are not divided by: bf16 and fp32 reach 2 ** 127, and keys and queries need room too."""
 FINE = tl.constexpr(256.0)
 """What fp16 log2-decays are multiplied by, for their 11 bits from `LEAST` down to 2 ** -22."""
-NEAR = tl.constexpr(8)
-"""Rows within which a key beyond reach from the start of its block may be divided by its decay after all."""
-LEVELS = tl.constexpr(5)
-"""Blocks of 2 ** (level + 1) rows, the largest being `BLOCK`."""
+NEAR = tl.constexpr(16)
+"""Rows of the blocks at whose starts pairs are anchored whose key is beyond reach from the start of its `BLOCK`."""
+LEVELS, DEEP = tl.constexpr(5), tl.constexpr(4)
+"""Blocks of 2 ** (level + 1) rows, the largest being `BLOCK`, and `NEAR`."""
 
 # What row r of the matrices of `spans_of` selects.
 UPTO = tl.constexpr(0)  # up to r
 BEYOND = tl.constexpr(1)  # after r
 SINCE = tl.constexpr(2)  # up to r, in its block
-CLOSE = tl.constexpr(3)  # up to r, in its `NEAR` rows
-CENTRE = tl.constexpr(4)  # between r and the middle of the chunk
-STEPS = tl.constexpr(5)  # + step: see `add_steps`
+CENTRE = tl.constexpr(3)  # between r and the middle of the chunk
+STARTS = tl.constexpr(4)  # + i: after r up to the start of the i-th `NEAR` rows, and less those from there up to r
+ITSELF = tl.constexpr(8)  # none
+MIDDLE = tl.constexpr(9)  # + level: between r and the middle of its aligned block of 2 ** (level + 1) rows
+CLOSE = tl.constexpr(14)  # up to r, in its `NEAR` rows
 
 # And of those of `selections`.
 FROM = tl.constexpr(0)  # from r on
-MIDDLE = tl.constexpr(1)  # + level: between r and the middle of its aligned block of 2 ** (level + 1) rows
-HALVES = tl.constexpr(6)  # + level: those in the first half of that block where r is in the second
-
-# The steps of `add_steps`, ranges of them: each takes the pairs of one distance.
-DEEP = tl.constexpr(0)  # of one row, and of the halves of 2, 4 and 8
-REACHED = tl.constexpr(4)  # of `NEAR` rows, by division
-WIDE = tl.constexpr(5)  # of the halves of 16, 32 and 64
-DONE = tl.constexpr(8)
+HALVES = tl.constexpr(1)  # + level: those in the first half of the block of `MIDDLE` where r is in the second
+# and, after these, those before r in its `NEAR` rows
 
 
 @cache
 def selections(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The matrices of ones and zeros that `sums` multiplies by, [matrices, rows, rows]."""
     r, t = _rows_and_columns(rows, device)
-    out = [t >= r, *(_middle(r, t, level) for level in range(LEVELS.value))]
+    out = [t >= r]
     for level in range(LEVELS.value):
         out.append((r >> (level + 1) == t >> (level + 1)) & (r >> level > t >> level))
+    out.append((r // NEAR.value == t // NEAR.value) & (t < r))
     return torch.stack(out).to(dtype)
 
 
 @cache
 def spans_of(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrices that `rounded_sums` multiplies by, in fp32 or, for 16-bit operands, of 1 / FINE in fp16."""
+    """The matrices that `rounded_sums` multiplies by, of ones and zeros in fp32; for 16-bit operands in fp16, / FINE."""
     r, t = _rows_and_columns(rows, device)
     upto = t <= r
-    since, near = ((r // n == t // n) & upto for n in (BLOCK.value, NEAR.value))
-    first, second, third, *wide = (_middle(r, t, level) for level in range(LEVELS.value + 1))
-    steps = [upto & ~upto, first, second, third, near, *wide]
-    out = torch.stack([upto, ~upto, since, near, wide[-1], *steps]).float()
+    since, close = ((r // n == t // n) & upto for n in (BLOCK.value, NEAR.value))
+    starts = [
+        (((t > r) & (t < start)).float() - ((t <= r) & (t >= start)).float()) for start in range(0, rows, NEAR.value)
+    ]
+    *levels, centre = (_middle(r, t, level) for level in range(LEVELS.value + 1))
+    out = torch.stack([x.float() for x in (upto, ~upto, since, centre, *starts, upto & ~upto, *levels, close)])
     return out if dtype == torch.float32 else (out / FINE.value).half()
 
 
@@ -220,6 +219,13 @@ def is_strong(strong, some, at):
 
 
 @triton.jit
+def tile_is_strong(g, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
+    """Whether the decay of a block of one tile of a chunk may be beyond reach."""
+    block = tl.sum(tl.reshape(load_decays(g, row0, rows, head, heads, width, col0, C, B), [2, C // 2, B]), 1)
+    return tl.min(tl.min(block, 1), 0) < 1.0 - REACH  # one less, for sums of rounded decays may be less
+
+
+@triton.jit
 def in_second(C: tl.constexpr):
     """Mask [C, 1] of the rows of the second block."""
     return (tl.arange(0, C) >= BLOCK)[:, None]
@@ -246,42 +252,53 @@ def add_rest(
     C: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add one tile of K of the pairs whose key is out of reach. Entries above the diagonal are meaningless."""
-    if DIRECT:
-        since, near = apart_again(rounded_sums(selection(first, SINCE, C, 2), g_, PRECISION))
-        rest = unreached(since, DIRECT)
-        deep = rest * unreached(near, DIRECT)
-        most = tl.max(tl.max(rest + deep, 1), 0)
-        if most > 0.0:
-            if most > 1.0:
-                score = add_steps(score, q_, (k_ * deep).to(k_.dtype), e_, g_, first, DEEP, REACHED, C, ERASE, PRECISION)
-            score = add_steps(score, q_, (k_ * rest).to(k_.dtype), e_, g_, first, REACHED, DONE, C, ERASE, PRECISION)
-    else:
-        score = add_steps(score, q_, k_, e_, g_, first, DEEP, REACHED, C, ERASE, PRECISION)
-        score = add_steps(score, q_, k_, e_, g_, first, WIDE, DONE, C, ERASE, PRECISION)
+    rest = unreached(rounded_sums(selection(first, SINCE, C), g_, PRECISION), DIRECT)
+    if tl.max(tl.max(rest, 1), 0) > 0.0:
+        early, late = apart_again(rounded_sums(selection(first, STARTS, C, 4), g_, PRECISION))
+        from0, from1 = apart_again(early)
+        from2, from3 = apart_again(late)
+        block = (tl.arange(0, C) // NEAR)[:, None]
+        own = tl.where(block < 2, tl.where(block == 0, from0, from1), tl.where(block == 2, from2, from3))
+        reach: tl.constexpr = REACH if DIRECT else 0.0
+        kr = k_ * rest
+        deep = tl.where(own < reach, 0.0, kr).to(k_.dtype)
+        down = tl.exp2(-own)
+        x = both((q_ * down).to(q_.dtype), (e_ * down).to(q_.dtype), ERASE)
+        score = add_start(score, x, kr, from0, 0, reach, C, PRECISION)
+        score = add_start(score, x, kr, from1, 1, reach, C, PRECISION)
+        score = add_start(score, x, kr, from2, 2, reach, C, PRECISION)
+        score = add_start(score, x, kr, from3, 3, reach, C, PRECISION)
+        if tl.max(tl.max(tl.abs(deep), 1), 0) > 0.0:
+            score = add_deep(score, q_, deep, e_, g_, first, C, ERASE, PRECISION)
     return score
 
 
 @triton.jit
-def add_steps(
-    score, q_, k_, e_, g_, first, begin, end,
-    C: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add the pairs of some steps. Those of halves are decayed from the middle of their block, which lies between them.
+def add_start(score, x, kr, decay, i: tl.constexpr, reach: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr):
+    """Add the pairs of the rows x of block i, decayed since its start, with keys before it or divided by their own."""
+    rows = (tl.arange(0, x.shape[0]) % C // NEAR)[:, None]
+    keys = (tl.arange(0, C) // NEAR)[:, None]
+    up = tl.exp2(tl.where((keys < i) | ((keys == i) & (decay < reach)), decay, LEAST))
+    return add_product(score, tl.where(rows == i, x, 0.0).to(x.dtype), tl.trans((kr * up).to(x.dtype)), PRECISION)
 
-    Of a loop, so that masks are not kept in registers from one tile to the next.
+
+@triton.jit
+def add_deep(
+    score, q_, k_, e_, g_, first, C: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add the pairs of one row, and those of the halves of 2, 4, 8 and 16, decayed from the middle between them.
+
+    In a loop, so that masks are not kept in registers from one tile to the next.
     """
     r = tl.arange(0, score.shape[0]) % C
     s = tl.arange(0, C)
-    for step in range(begin, end):
-        decay = rounded_sums(selection(first, STEPS + step, C), g_, PRECISION)
-        inside = step % 4 == 0  # one of DEEP, REACHED
-        down = tl.exp2(decay)
-        up = tl.where(inside, reached(decay, True, True), down)
-        level = step - tl.minimum(step, 1) - step // 5  # 0 0 1 2, 3, 3 4 5
+    for step in range(0, DEEP + 1):
+        f = tl.exp2(rounded_sums(selection(first, ITSELF + step, C), g_, PRECISION))
+        level = tl.maximum(step - 1, 0)
         half = s >> level
-        partner = tl.where(inside, half, tl.where(half % 2 == 0, half + 1, -1))
-        x = both((q_ * down).to(q_.dtype), (e_ * down).to(q_.dtype), ERASE)
-        pairs = product(x, tl.trans((k_ * up).to(q_.dtype)), PRECISION)
+        partner = tl.where(step == 0, half, tl.where(half % 2 == 0, half + 1, -1))
+        x = both((q_ * f).to(q_.dtype), (e_ * f).to(q_.dtype), ERASE)
+        pairs = product(x, tl.trans((k_ * f).to(q_.dtype)), PRECISION)
         score += tl.where((r >> level)[:, None] == partner[None, :], pairs, 0.0)
     return score
 
@@ -345,12 +362,12 @@ def channel_scores_kernel(
             whole, near = above(whole, x), above(near, (e_ * down).to(operand))
         score = add_scores(score, whole, near, early, later, PRECISION)
     if REST:
-        for col0 in range(0, K, BR):
+        for col0 in tl.range(0, K, BR, num_stages=1):
             g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, BR, fineness(first))
             q_ = load_rows(q, row0, rows, hk, H, K, col0, C, BR)
             k_ = load_rows(k, row0, rows, hk, H, K, col0, C, BR)
             e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, BR) if ERASE else q_
-            score = add_rest(score, q_, k_, e_, g_, first, C, ERASE, DIRECT, PRECISION)
+            score = add_rest(score, q_, k_, e_, g_.to(first.dtype.element_ty), first, C, ERASE, DIRECT, PRECISION)
     else:
         beyond_reach = tl.min(least, 0) <= -REACH
         tl.store(strong + tl.program_id(0), tl.where(beyond_reach, 1, 0))
@@ -394,15 +411,24 @@ def through_state(
 
 @triton.jit
 def rest_pairs(
-    dq, de, dk, q_, k_, e_, coarse, fine, rest, daqk, dt, table, chunk, head,
-    HV: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
+    dq, de, dk, q_, k_, e_, g_, rest, daqk, dt, table, first, chunk, head,
+    HV: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add the gradients [C, B] of q, e and k from the pairs of one block that the chunk's middle does not reach."""
+    """Add the gradients [C, B] of q, e and k from the pairs of one block that the chunk's middle does not reach.
+
+    One loop: those of the halves of 2, 4, 8 and 16 rows, where a key is not reached from the start of its `NEAR` rows
+    either; those of the halves of 32; and those of `NEAR` rows whose key is.
+    """
     operand: tl.constexpr = k_.dtype
     second = in_second(C)
-    for level in range(0, LEVELS):
-        f = tl.exp2(sums(selection(table, MIDDLE + level, C), coarse, fine, PRECISION))
-        fq, fk = f * tl.where(second, 1.0, rest), f * tl.where(second, rest, 1.0)
+    deep = unreached(rounded_sums(selection(first, CLOSE, C), g_, PRECISION), DIRECT)
+    begin = tl.where(tl.max(tl.max(deep, 1), 0) > 0.0, 0, DEEP)
+    for level in range(begin, LEVELS + 1 if DIRECT else LEVELS):
+        decay = rounded_sums(selection(first, MIDDLE + level, C), g_, PRECISION)
+        fq = tl.exp2(decay) * tl.where(second, 1.0, rest)
+        fk = tl.where(level == LEVELS, reached(decay, True, True), tl.exp2(decay)) * tl.where(second, rest, 1.0)
+        fk *= tl.where(level < DEEP, deep, 1.0)
         kf = (k_ * fk).to(operand)
         pairs = selection(table, HALVES + level, C)
         if RANK > 1:
@@ -434,26 +460,30 @@ def channel_inputs_kernel(
     dq, dk, de, dg,  # outputs [T, Hv, K]
     chunk_row, chunk_rows,
     H: tl.constexpr, HE: tl.constexpr, HG: tl.constexpr, HS: tl.constexpr, HV: tl.constexpr,
-    K: tl.constexpr, V: tl.constexpr, B: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr,
-    ERASE: tl.constexpr, REST: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, B: tl.constexpr, TILE: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    RANK: tl.constexpr, ERASE: tl.constexpr, REST: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the inputs on the key side for one (chunk, value head, tile of K).
 
     Every use of a decay is weighted by its own gradient, so dg is a sum over the rows on the far side of each gate:
     reads and erasures after it count up, writes after it count down, and what reaches the chunk's end counts once.
-    Decays between rows are anchored in the middle of the chunk. REST launches do the `strong` chunks, others the rest.
+    Decays between rows are anchored in the middle of the chunk. REST launches do the tiles with a row out of reach from
+    there, others the rest.
     """
     tiles: tl.constexpr = (K + B - 1) // B
     chunk = tl.program_id(0) // (HV * tiles)
     head = tl.program_id(0) // tiles % HV
-    if DIRECT:  # noqa: SIM102 - as above
-        if is_strong(strong, some, chunk * HS + head // (HV // HS)) != REST:
-            return
     col0 = tl.program_id(0) % tiles * B
     row0 = tl.load(chunk_row + chunk)
     rows = tl.load(chunk_rows + chunk)
     hk = head // (HV // H)
     operand: tl.constexpr = k.dtype.element_ty
+    if DIRECT:
+        beyond = is_strong(strong, some, chunk * HS + head // (HV // HS))
+        if beyond:
+            beyond = tile_is_strong(g, row0, rows, head // (HV // HG), HG, K, col0 // TILE * TILE, C, TILE)
+        if beyond != REST:
+            return
     second = in_second(C)
     dq_, de_, dk_, dwhole = through_state(
         do, dz, written, states, dstates, row0, rows, chunk, head, col0, HV, K, V, B, BV, C, ERASE, PRECISION
@@ -485,10 +515,9 @@ def channel_inputs_kernel(
         near = tl.dot(tl.trans(x), (e_ * fq).to(operand), near, input_precision=PRECISION)
     dk_ += fk * near
     if REST:
-        coarse, fine = parts(g_ / fineness(first), table.dtype.element_ty)
         dq_, de_, dk_ = rest_pairs(
-            dq_, de_, dk_, q_, k_, e_, coarse, fine, unreached(middle, DIRECT), daqk, dt, table, chunk, head,
-            HV, C, RANK, ERASE, PRECISION
+            dq_, de_, dk_, q_, k_, e_, g_, unreached(middle, DIRECT), daqk, dt, table, first, chunk, head,
+            HV, C, RANK, ERASE, DIRECT, PRECISION
         )  # fmt: skip
     counted = q_ * dq_ - k_ * dk_
     if ERASE:

@@ -65,8 +65,8 @@ def gated_norm_backward_kernel(
     tl.store(dweight + program * V + col, tl.sum(sums, 0), mask=col < V)
 
 
-BLOCK, BACKWARD_BLOCK = 4096, 1024  # numbers of a block of rows
-BACKWARD_BLOCKS = 32  # of a program
+BLOCK, BACKWARD_BLOCK = 4096, 2048  # numbers of a block of rows
+BACKWARD_BLOCKS = 16  # of a program
 
 
 def tiles(v: int, size: int = BLOCK) -> dict[str, int]:
