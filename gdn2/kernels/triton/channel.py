@@ -3,10 +3,10 @@
 A chunk of 64 rows is two blocks of 32. Keys are divided by their decay since the start of their block where that is in
 `REACH`; q and e meet those of the first block decayed since the chunk's start, and those of the second since that
 block's. What is lost so, where q or e have decayed below 2 ** -126, is a pair weaker than 2 ** -36. The other keys
-(`rest`) are anchored in the middle of the smallest aligned block of 16, 32 or 64 rows that holds the pair; within 8
-rows they are divided too where that is in reach, and else anchored in the middle of the smallest block of 2, 4 or 8.
-Which way a key takes depends on gates up to its own row only, so a later gate never changes an earlier score. Gradients
-need no such care: there both sides are anchored in the middle of the chunk, where that is in reach.
+(`rest`) meet the rows of each 16 decayed to their start, or divided, within them, where that is in reach. What then
+remains (`deep`) is anchored in the middle of the smallest aligned block of 2, 4, 8 or 16 rows that holds the pair. Which
+way a key takes depends on gates up to its own row only, so a later gate never changes an earlier score. Gradients need
+no such care: there both sides are anchored in the middle of the chunk, where that is in reach.
 
 Chunks with a key out of reach are rare, and what they need does not fit in the registers beside the rest: they have
 launches of their own (REST), whose programs stop at once where `strong` says that there is nothing to do.
@@ -14,7 +14,7 @@ launches of their own (REST), whose programs stop at once where `strong` says th
 Sums of log-decays are products of 0/1 matrices with them on the tensor cores. Those matrices come from tables in
 memory (`selections`, `spans_of`): made in the kernel, their masks alone took more registers than there are. With 16-bit
 operands they take log-decays of 11 bits: all sums are then of the same numbers, so that a pair is weighted as if its
-gates were rounded, by no more than 2 ** -11. Gradients of what is out of reach, and of gates, take 16 bits.
+gates were rounded, by no more than 2 ** -11. Gradients of gates are summed from 16 bits.
 
 Axes as in `forward`.
 """
@@ -77,7 +77,7 @@ def selections(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @cache
 def spans_of(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrices that `rounded_sums` multiplies by, of ones and zeros in fp32; for 16-bit operands in fp16, / FINE."""
+    """The matrices that `rounded_sums` multiplies by, in fp32, or for 16-bit operands over FINE in fp16."""
     r, t = _rows_and_columns(rows, device)
     upto = t <= r
     since, close = ((r // n == t // n) & upto for n in (BLOCK.value, NEAR.value))
@@ -90,7 +90,7 @@ def spans_of(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _middle(r: Tensor, t: Tensor, level: int) -> Tensor:
-    """Rows t from the middle of r's block through r, for r in its second half; after r up to the middle in its first."""
+    """Rows t between r, in one half of its block, and the middle: through r in the second half, after it in the first."""
     return (r >> level == t >> level) & ((t > r) ^ ((r >> level) % 2 == 1))
 
 
@@ -219,6 +219,12 @@ def is_strong(strong, some, at):
 
 
 @triton.jit
+def found(x):
+    """Whether a tile has anything but zeros."""
+    return tl.max(tl.max(tl.abs(x), 1), 0) > 0.0
+
+
+@triton.jit
 def tile_is_strong(g, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
     """Whether the decay of a block of one tile of a chunk may be beyond reach."""
     block = tl.sum(tl.reshape(load_decays(g, row0, rows, head, heads, width, col0, C, B), [2, C // 2, B]), 1)
@@ -251,45 +257,34 @@ def add_rest(
     score, q_, k_, e_, g_, first,
     C: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add one tile of K of the pairs whose key is out of reach. Entries above the diagonal are meaningless."""
+    """Add one tile of K of the pairs whose key is out of reach. Entries above the diagonal are meaningless.
+
+    In loops, for masks of unrolled ones would stay in registers from one tile to the next.
+    """
     rest = unreached(rounded_sums(selection(first, SINCE, C), g_, PRECISION), DIRECT)
-    if tl.max(tl.max(rest, 1), 0) > 0.0:
-        early, late = apart_again(rounded_sums(selection(first, STARTS, C, 4), g_, PRECISION))
-        from0, from1 = apart_again(early)
-        from2, from3 = apart_again(late)
-        block = (tl.arange(0, C) // NEAR)[:, None]
-        own = tl.where(block < 2, tl.where(block == 0, from0, from1), tl.where(block == 2, from2, from3))
+    if found(rest):
+        keys = (k_ * rest).to(k_.dtype)
+        deep = tl.zeros(k_.shape, dtype=k_.dtype)
         reach: tl.constexpr = REACH if DIRECT else 0.0
-        kr = k_ * rest
-        deep = tl.where(own < reach, 0.0, kr).to(k_.dtype)
-        down = tl.exp2(-own)
-        x = both((q_ * down).to(q_.dtype), (e_ * down).to(q_.dtype), ERASE)
-        score = add_start(score, x, kr, from0, 0, reach, C, PRECISION)
-        score = add_start(score, x, kr, from1, 1, reach, C, PRECISION)
-        score = add_start(score, x, kr, from2, 2, reach, C, PRECISION)
-        score = add_start(score, x, kr, from3, 3, reach, C, PRECISION)
-        if tl.max(tl.max(tl.abs(deep), 1), 0) > 0.0:
+        for start in range(0, C // NEAR):
+            decay = rounded_sums(selection(first, STARTS + start, C), g_, PRECISION)
+            block = (tl.arange(0, C) // NEAR - start)[:, None]
+            ours = block == 0
+            deep = tl.where(ours & (decay >= reach), keys, deep)
+            down = tl.exp2(tl.where(ours, -decay, LEAST))
+            up = tl.exp2(tl.where((block < 0) | (ours & (decay < reach)), decay, LEAST))
+            x = both((q_ * down).to(q_.dtype), (e_ * down).to(q_.dtype), ERASE)
+            score = add_product(score, x, tl.trans((keys * up).to(x.dtype)), PRECISION)
+        if found(deep):
             score = add_deep(score, q_, deep, e_, g_, first, C, ERASE, PRECISION)
     return score
-
-
-@triton.jit
-def add_start(score, x, kr, decay, i: tl.constexpr, reach: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr):
-    """Add the pairs of the rows x of block i, decayed since its start, with keys before it or divided by their own."""
-    rows = (tl.arange(0, x.shape[0]) % C // NEAR)[:, None]
-    keys = (tl.arange(0, C) // NEAR)[:, None]
-    up = tl.exp2(tl.where((keys < i) | ((keys == i) & (decay < reach)), decay, LEAST))
-    return add_product(score, tl.where(rows == i, x, 0.0).to(x.dtype), tl.trans((kr * up).to(x.dtype)), PRECISION)
 
 
 @triton.jit
 def add_deep(
     score, q_, k_, e_, g_, first, C: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add the pairs of one row, and those of the halves of 2, 4, 8 and 16, decayed from the middle between them.
-
-    In a loop, so that masks are not kept in registers from one tile to the next.
-    """
+    """Add the pairs of one row, and those of the halves of 2, 4, 8 and 16, decayed from the middle between them."""
     r = tl.arange(0, score.shape[0]) % C
     s = tl.arange(0, C)
     for step in range(0, DEEP + 1):
@@ -327,7 +322,6 @@ def channel_scores_kernel(
     rows = tl.load(chunk_rows + chunk)
     hk = head // (HS // H)
     operand: tl.constexpr = k.dtype.element_ty
-    BR: tl.constexpr = 16
     inside = tl.zeros([C, C], dtype=tl.float32)
     score = tl.zeros([2 * C if ERASE else C, C], dtype=tl.float32)  # of q, and below it of e
     least = tl.zeros([C], dtype=tl.float32)
@@ -337,36 +331,34 @@ def channel_scores_kernel(
         g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B, fineness(first))
         q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
         k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
-        if ERASE:
-            e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B)
+        e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B) if ERASE else q_
         upto, beyond, since = spans(select, g_, PRECISION)
-        gamma, down, up = tl.exp2(upto), tl.exp2(since), reached(since, REST, DIRECT)
-        if not REST:
-            least = tl.minimum(least, tl.min(since, 1))
+        gamma = tl.exp2(upto)
+        whole, more = (q_ * gamma).to(operand), (e_ * gamma).to(operand)
         if NEAR % RANK != 0:
             inside += product(q_, tl.trans(k_), PRECISION)
-        early, later = (k_ * tl.where(second, 0.0, up)).to(operand), (k_ * tl.where(second, up, 0.0)).to(operand)
-        whole, near = (q_ * gamma).to(operand), (q_ * down).to(operand)
-        if ERASE:
-            x = (e_ * gamma).to(operand)
+        if not REST:
+            least = tl.minimum(least, tl.min(since, 1))
         if not (REST and DIRECT):  # else the first launch has made them
             store_rows(kt, k_ * tl.exp2(beyond), row0, rows, head, HS, K, col0, C, B)
             store_rows(qg, whole, row0, rows, head, HS, K, col0, C, B)
             if ERASE:
-                store_rows(eg, x, row0, rows, head, HS, K, col0, C, B)
+                store_rows(eg, more, row0, rows, head, HS, K, col0, C, B)
             last = (tl.arange(0, C) == C - 1)[:, None]
             col = col0 + tl.arange(0, B)[None, :]
             at = decay + (chunk.to(tl.int64) * HS + head) * K + tl.zeros([C, 1], dtype=tl.int32) + col
             tl.store(at, gamma, mask=last & (col < K))
-        if ERASE:
-            whole, near = above(whole, x), above(near, (e_ * down).to(operand))
-        score = add_scores(score, whole, near, early, later, PRECISION)
+        if DIRECT:
+            down, up = tl.exp2(since), reached(since, REST, DIRECT)
+            early, later = (k_ * tl.where(second, 0.0, up)).to(operand), (k_ * tl.where(second, up, 0.0)).to(operand)
+            near = both((q_ * down).to(operand), (e_ * down).to(operand), ERASE)
+            score = add_scores(score, both(whole, more, ERASE), near, early, later, PRECISION)
     if REST:
-        for col0 in tl.range(0, K, BR, num_stages=1):
-            g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, BR, fineness(first))
-            q_ = load_rows(q, row0, rows, hk, H, K, col0, C, BR)
-            k_ = load_rows(k, row0, rows, hk, H, K, col0, C, BR)
-            e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, BR) if ERASE else q_
+        for col0 in tl.range(0, K, B, num_stages=1):
+            g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B, fineness(first))
+            q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
+            k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
+            e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B) if ERASE else q_
             score = add_rest(score, q_, k_, e_, g_.to(first.dtype.element_ty), first, C, ERASE, DIRECT, PRECISION)
     else:
         beyond_reach = tl.min(least, 0) <= -REACH
@@ -423,7 +415,7 @@ def rest_pairs(
     operand: tl.constexpr = k_.dtype
     second = in_second(C)
     deep = unreached(rounded_sums(selection(first, CLOSE, C), g_, PRECISION), DIRECT)
-    begin = tl.where(tl.max(tl.max(deep, 1), 0) > 0.0, 0, DEEP)
+    begin = tl.where(found(deep), 0, DEEP)
     for level in range(begin, LEVELS + 1 if DIRECT else LEVELS):
         decay = rounded_sums(selection(first, MIDDLE + level, C), g_, PRECISION)
         fq = tl.exp2(decay) * tl.where(second, 1.0, rest)

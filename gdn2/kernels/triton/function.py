@@ -302,8 +302,8 @@ def _input_gradients(
         for how in call.launches(plan.inputs, plan.strong_inputs):
             channel.channel_inputs_kernel[(call.layout.chunks * hv * -(-call.key // how.tile),)](
                 *inputs, pairs[2], call.selections, call.spans, ops.tails, ops.some, dq, dk, de, dg, *chunks, **variant,
-                HS=call.score_heads, B=how.tile, TILE=plan.inputs.tile, BV=how.inner, RANK=call.rank, REST=how is plan.strong_inputs,
-                DIRECT=call.direct, **how.options,
+                HS=call.score_heads, B=how.tile, TILE=plan.inputs.tile, BV=how.inner, RANK=call.rank,
+                REST=how is plan.strong_inputs, DIRECT=call.direct, **how.options,
             )  # fmt: skip
     else:
         tiles = -(-call.key // plan.inputs.tile)
