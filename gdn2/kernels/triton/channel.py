@@ -3,8 +3,8 @@
 A chunk of 64 rows is two blocks of 32. Keys are divided by their decay since the start of their block where that is in
 `REACH`; q and e meet those of the first block decayed since the chunk's start, and those of the second since that
 block's. What is lost so, where q or e have decayed below 2 ** -126, is a pair weaker than 2 ** -36. The other keys
-(`rest`) meet the rows of each 16 decayed to their start, or divided, within them, where that is in reach. What then
-remains (`deep`) is anchored in the middle of the smallest aligned block of 2, 4, 8 or 16 rows that holds the pair. Which
+(`rest`) meet the rows of each 16 decayed to their start, or divided, within them, where that is in reach. What remains
+then (`deep`) is anchored in the middle of the smallest aligned block of 2, 4, 8 or 16 rows that holds the pair. Which
 way a key takes depends on gates up to its own row only, so a later gate never changes an earlier score. Gradients need
 no such care: there both sides are anchored in the middle of the chunk, where that is in reach.
 
@@ -90,7 +90,7 @@ def spans_of(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _middle(r: Tensor, t: Tensor, level: int) -> Tensor:
-    """Rows t between r, in one half of its block, and the middle: through r in the second half, after it in the first."""
+    """Rows t between r, in one half of its block, and the middle: with r in the second half, without in the first."""
     return (r >> level == t >> level) & ((t > r) ^ ((r >> level) % 2 == 1))
 
 

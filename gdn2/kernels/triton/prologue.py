@@ -106,7 +106,7 @@ def conv_kernel(
         n0, n1, n2, n3 = _four(x, begin, end, channel, C)
         whole = tl.load(position_of + end - 1) >= end - 1 - begin  # all of one sequence
         for token in range(begin, end):
-            if not whole:
+            if not whole:  # noqa: SIM102 - `and` would load it all the same
                 if tl.load(position_of + token) == 0:
                     x1, x2, x3 = _past_three(x, window, sequence_of, position_of, token, channel, C, W)
             x0 = n0.to(tl.float32)
