@@ -255,7 +255,7 @@ def both(q_, e_, ERASE: tl.constexpr):
 @triton.jit
 def add_rest(
     score, q_, k_, e_, g_, first,
-    C: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+    C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add one tile of K of the pairs whose key is out of reach. Entries above the diagonal are meaningless.
 
@@ -276,25 +276,27 @@ def add_rest(
             x = both((q_ * down).to(q_.dtype), (e_ * down).to(q_.dtype), ERASE)
             score = add_product(score, x, tl.trans((keys * up).to(x.dtype)), PRECISION)
         if found(deep):
-            score = add_deep(score, q_, deep, e_, g_, first, C, ERASE, PRECISION)
+            score = add_deep(score, q_, deep, e_, g_, first, C, RANK, ERASE, PRECISION)
     return score
 
 
 @triton.jit
 def add_deep(
-    score, q_, k_, e_, g_, first, C: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
+    score, q_, k_, e_, g_, first, C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add the pairs of one row, and those of the halves of 2, 4, 8 and 16, decayed from the middle between them."""
+    """Add the pairs of one token, and those of the halves of 2, 4, 8 and 16, decayed from the middle between them."""
     r = tl.arange(0, score.shape[0]) % C
     s = tl.arange(0, C)
     for step in range(0, DEEP + 1):
         f = tl.exp2(rounded_sums(selection(first, ITSELF + step, C), g_, PRECISION))
         level = tl.maximum(step - 1, 0)
-        half = s >> level
-        partner = tl.where(step == 0, half, tl.where(half % 2 == 0, half + 1, -1))
+        size = tl.where(step == 0, RANK, 1 << level)
+        half = s // size
+        apart = size >= RANK if NEAR % RANK == 0 else True  # or halves of this size are inside a token
+        partner = tl.where(step == 0, half, tl.where((half % 2 == 0) & apart, half + 1, -1))
         x = both((q_ * f).to(q_.dtype), (e_ * f).to(q_.dtype), ERASE)
         pairs = product(x, tl.trans((k_ * f).to(q_.dtype)), PRECISION)
-        score += tl.where((r >> level)[:, None] == partner[None, :], pairs, 0.0)
+        score += tl.where((r // size)[:, None] == partner[None, :], pairs, 0.0)
     return score
 
 
@@ -331,35 +333,39 @@ def channel_scores_kernel(
         g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B, fineness(first))
         q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
         k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
-        e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B) if ERASE else q_
+        if ERASE:
+            e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B)
         upto, beyond, since = spans(select, g_, PRECISION)
-        gamma = tl.exp2(upto)
-        whole, more = (q_ * gamma).to(operand), (e_ * gamma).to(operand)
-        if NEAR % RANK != 0:
-            inside += product(q_, tl.trans(k_), PRECISION)
+        gamma, down, up = tl.exp2(upto), tl.exp2(since), reached(since, REST, DIRECT)
         if not REST:
             least = tl.minimum(least, tl.min(since, 1))
+        if NEAR % RANK != 0:
+            inside += product(q_, tl.trans(k_), PRECISION)
+        early, later = (k_ * tl.where(second, 0.0, up)).to(operand), (k_ * tl.where(second, up, 0.0)).to(operand)
+        whole, near = (q_ * gamma).to(operand), (q_ * down).to(operand)
+        if ERASE:
+            x = (e_ * gamma).to(operand)
         if not (REST and DIRECT):  # else the first launch has made them
             store_rows(kt, k_ * tl.exp2(beyond), row0, rows, head, HS, K, col0, C, B)
             store_rows(qg, whole, row0, rows, head, HS, K, col0, C, B)
             if ERASE:
-                store_rows(eg, more, row0, rows, head, HS, K, col0, C, B)
+                store_rows(eg, x, row0, rows, head, HS, K, col0, C, B)
             last = (tl.arange(0, C) == C - 1)[:, None]
             col = col0 + tl.arange(0, B)[None, :]
             at = decay + (chunk.to(tl.int64) * HS + head) * K + tl.zeros([C, 1], dtype=tl.int32) + col
             tl.store(at, gamma, mask=last & (col < K))
+        if ERASE:
+            whole, near = above(whole, x), above(near, (e_ * down).to(operand))
         if DIRECT:
-            down, up = tl.exp2(since), reached(since, REST, DIRECT)
-            early, later = (k_ * tl.where(second, 0.0, up)).to(operand), (k_ * tl.where(second, up, 0.0)).to(operand)
-            near = both((q_ * down).to(operand), (e_ * down).to(operand), ERASE)
-            score = add_scores(score, both(whole, more, ERASE), near, early, later, PRECISION)
+            score = add_scores(score, whole, near, early, later, PRECISION)
     if REST:
         for col0 in tl.range(0, K, B, num_stages=1):
             g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B, fineness(first))
             q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
             k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
             e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B) if ERASE else q_
-            score = add_rest(score, q_, k_, e_, g_.to(first.dtype.element_ty), first, C, ERASE, DIRECT, PRECISION)
+            g_ = g_.to(first.dtype.element_ty)
+            score = add_rest(score, q_, k_, e_, g_, first, C, RANK, ERASE, DIRECT, PRECISION)
     else:
         beyond_reach = tl.min(least, 0) <= -REACH
         tl.store(strong + tl.program_id(0), tl.where(beyond_reach, 1, 0))

@@ -87,7 +87,7 @@ def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsiz
         inputs=(Launch(32, 4, 3, _tile(value // 2, 64)) if key > 64 else Launch(16, 4, 2, few))
         if channel
         else Launch(_tile(key, 64), 8, 2, _tile(value, 64 if key > 32 else 32)),  # narrow keys: ptxas 12.8 again
-        strong_scores=Launch(32, 4, 2),
+        strong_scores=Launch(32, 4, 3),
         strong_inputs=Launch(16, 4, 2, few),
         spread=kind == "sm_90" and decay == "head" and key > 128 and itemsize < 4,
         segment=SEGMENT if tiles < MULTIPROCESSORS[kind] else 0,

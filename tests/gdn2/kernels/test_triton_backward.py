@@ -36,6 +36,22 @@ def test_extreme_decay(decay: str, gates: tuple[float, ...]) -> None:
     check(Case(70, decay=decay, gates=gates), torch.float32, backward=True)
 
 
+@pytest.mark.parametrize("rank", [1, 4, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_tiles_of_keys_within_and_beyond_reach(dtype: torch.dtype, rank: int) -> None:
+    """Of the tiles of 32 channels one is in reach, one from the start of sixteen rows only, one in part not even so."""
+    inputs = draw(Case(132, key=80, value=16, rank=rank, erase=rank == 1)).to(dtype, device())
+    g = inputs.tensors["g"]
+    assert g is not None
+    first_rows = (torch.arange(132, device=g.device) % rank == 0)[:, None, None]
+    g[..., 32:64] = -3.5 * first_rows
+    g[..., 66:70] = -26.0 * first_rows
+    g[:, 42, :, 72] = float("-inf") if rank != 4 else 0.0
+    g[:, 44, :, 73] = float("-inf") if rank == 4 else 0.0
+    exact = run(inputs.to(torch.float64), "reference", backward=True)
+    assert_close(run(inputs, "triton", backward=True), exact, allowed(inputs, exact, backward=True))
+
+
 def test_equal_keys() -> None:
     inputs = draw(Case(70)).to(torch.float32, device())
     k = inputs.tensors["k"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gdn2.kernels import delta_rule, delta_tokens
 from gdn2.kernels.triton import tuning
-from tests.gdn2.kernels.oracle import Case, assert_close, draw, error, run
+from tests.gdn2.kernels.oracle import EXTREME, Case, assert_close, draw, error, run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -48,12 +48,23 @@ def test_widths_in_bf16(key: int, value: int, decay: str) -> None:
     assert_close(run(inputs, "triton", backward=True), exact, lambda name: 2e-2 if name == "dg" else 1e-2)
 
 
-@pytest.mark.parametrize("gates", [(-2.0, -1e-8), (0.0, -1e-8, -26.0, -1e4, float("-inf"))], ids=str)
+@pytest.mark.parametrize("gates", [(-2.0, -1e-8), (-3.0,), (-6.0, -1e-8), EXTREME], ids=str)
 def test_strong_decay_in_bf16(gates: tuple[float, ...]) -> None:
     case = Case(300, heads=2, value_heads=2, key=128, value=128, gates=gates)
     inputs = draw(case).to(torch.bfloat16, "cuda")
     exact = run(inputs.to(torch.float64), "torch", backward=True)
     assert_close(run(inputs, "triton", backward=True), exact, lambda name: 2e-2 if name == "dg" else 1e-2)
+
+
+@pytest.mark.parametrize("strong", [-3.0, -20.0, -1e4])
+@pytest.mark.parametrize("cut", [20, 63, 100, 130])
+def test_a_later_strong_decay_never_changes_an_earlier_output(cut: int, strong: float) -> None:
+    inputs = draw(Case(192, heads=4, value_heads=4, key=128, value=128, gates=(-0.1, -0.3))).to(torch.bfloat16, "cuda")
+    before = run(inputs, "triton")["o"]
+    g = inputs.tensors["g"]
+    assert g is not None
+    g[:, cut:, :, 5:] = strong
+    assert torch.equal(run(inputs, "triton")["o"][:, :cut], before[:, :cut])
 
 
 @pytest.mark.parametrize("decay", ["channel", "head", "none"])
