@@ -54,8 +54,10 @@ PEER_OPS = {
     "gdn2": ("gdn2", "chunk_gdn2"), "kda": ("kda", "chunk_kda"), "gdn": ("gated_delta_rule", "chunk_gated_delta_rule"),
 }  # fmt: skip
 MIXERS = ("gdn2", "kda", "gdn")
-PARTS = ("convolution", "gates", "norm", "convolution-backward", "gates-backward", "norm-backward")
-OPS = ("forward", "backward", "strong", "layer", "decode", *PARTS)
+OPS = (
+    "forward", "backward", "strong", "layer", "decode",
+    "convolution", "gates", "norm", "convolution-backward", "gates-backward", "norm-backward",
+)  # fmt: skip
 WEAK, STRONG = -4.0, 2.0  # mean logit of a decay: e^-0.02 and e^-2.1 a token
 
 

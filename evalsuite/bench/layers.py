@@ -124,7 +124,9 @@ def norm(shape: Shape, setup: Setup, backward: bool = False) -> Job:
     theirs: Rule | None = None
     if setup.peer is not None:
         rule = import_module(f"{setup.peer.__name__}.modules.norm.fused_norm_gate").rms_norm_gated
-        theirs = lambda x: (rule(x["o"], x["gate"], x["weight"], None, eps=1e-5),)  # noqa: E731
+
+        def theirs(x: Tensors) -> Sequence[Tensor]:
+            return (rule(x["o"], x["gate"], x["weight"], None, eps=1e-5),)
 
     all_heads = {name: t.double() for name, t in x.items()}  # the gradient of the weight is a sum over them
     return _part("norm", "any", shape, setup, with_implementation, theirs, x, all_heads, backward)
