@@ -101,7 +101,7 @@ def gates(mixer: str, shape: Shape, setup: Setup, backward: bool = False) -> Job
         return call
 
     x, few = _given(raw), _given(first_heads(raw))
-    return _part("gates", mixer, shape, setup, with_implementation, None, x, few, backward)
+    return _part("gates", mixer, shape, setup, _contenders(setup, with_implementation), x, few, backward)
 
 
 def _given(raw: Raw) -> Tensors:
@@ -121,15 +121,17 @@ def norm(shape: Shape, setup: Setup, backward: bool = False) -> Job:
     def with_implementation(name: Any) -> Rule:
         return lambda x: (gated_norm(x["o"], x["gate"], x["weight"], 1e-5, "silu", name),)
 
-    theirs: Rule | None = None
+    parts = _contenders(setup, with_implementation)
     if setup.peer is not None:
         rule = import_module(f"{setup.peer.__name__}.modules.norm.fused_norm_gate").rms_norm_gated
 
         def theirs(x: Tensors) -> Sequence[Tensor]:
             return (rule(x["o"], x["gate"], x["weight"], None, eps=1e-5),)
 
+        parts["fla"] = theirs
+
     all_heads = {name: t.double() for name, t in x.items()}  # the gradient of the weight is a sum over them
-    return _part("norm", "any", shape, setup, with_implementation, theirs, x, all_heads, backward)
+    return _part("norm", "any", shape, setup, parts, x, all_heads, backward)
 
 
 def convolution(shape: Shape, setup: Setup, backward: bool = False) -> Job:
@@ -157,7 +159,7 @@ def convolution(shape: Shape, setup: Setup, backward: bool = False) -> Job:
 
         return call
 
-    theirs: Rule | None = None
+    parts = _contenders(setup, with_implementation)
     if setup.peer is not None:
         rule = import_module(f"{setup.peer.__name__}.modules.causal_conv1d.ops").causal_conv1d
 
@@ -165,23 +167,24 @@ def convolution(shape: Shape, setup: Setup, backward: bool = False) -> Job:
             rows = x["x"].reshape(shape.batch, shape.tokens, channels)
             return (rule(rows, x["weight"], activation="silu")[0].flatten(0, 1),)
 
+        parts["fla"] = theirs
+
     few = {"x": x["x"][:, :64].double(), "weight": x["weight"][:64].double()}
-    return _part("convolution", "any", shape, setup, with_implementation, theirs, x, few, backward)
+    return _part("convolution", "any", shape, setup, parts, x, few, backward)
+
+
+def _contenders(setup: Setup, with_implementation: Callable[[Any], Rule]) -> dict[str, Rule]:
+    names = {"ours": setup.ours} | ({} if setup.ours == "torch" else {"torch": "torch"})
+    return {name: with_implementation(implementation) for name, implementation in names.items()}
 
 
 def _part(
-    op: str, mixer: str, shape: Shape, setup: Setup, with_implementation: Callable[[Any], Rule], theirs: Rule | None,
-    x: Tensors, few: Tensors, backward: bool,
-) -> Job:  # fmt: skip
+    op: str, mixer: str, shape: Shape, setup: Setup, parts: dict[str, Rule], x: Tensors, few: Tensors, backward: bool
+) -> Job:
     """A job of one kernel: `few` is x in fp64, of the first heads where they do not see each other."""
     import torch
 
-    parts = {"ours": with_implementation(setup.ours)}
-    if setup.ours != "torch":
-        parts["torch"] = with_implementation("torch")
-    if theirs is not None:
-        parts["fla"] = theirs
-    exact = with_implementation("torch")
+    exact = parts["ours" if setup.ours == "torch" else "torch"]
     outputs = forward(parts["ours"], x)()
     moved = sum(map(size, (*x.values(), *outputs)))
     if not backward:
