@@ -13,8 +13,9 @@ launches of their own (REST), whose programs stop at once where `strong` says th
 
 Sums of log-decays are products of 0/1 matrices with them on the tensor cores. Those matrices come from tables in
 memory (`selections`, `spans_of`): made in the kernel, their masks alone took more registers than there are. With 16-bit
-operands they take log-decays of 11 bits: all sums are then of the same numbers, so that a pair is weighted as if its
-gates were rounded, by no more than 2 ** -11. Gradients of gates are summed from 16 bits.
+operands they take log-decays of 11 bits, with fp32 ones of 22: all sums are of the same numbers, so that a pair is
+weighted as if its gates were rounded, by no more than 2 ** -11 or 2 ** -22. Gradients of gates are summed from 16 bits,
+or all of fp32's.
 
 Axes as in `forward`.
 """
@@ -66,7 +67,7 @@ HALVES = tl.constexpr(1)  # + level: those in the first half of the block of `MI
 
 @cache
 def selections(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrices of ones and zeros that `sums` multiplies by, [matrices, rows, rows]."""
+    """Matrices of ones and zeros, [matrices, rows, rows]: of `sum_from`, and the pairs of `rest_pairs`."""
     r, t = _rows_and_columns(rows, device)
     out = [t >= r]
     for level in range(LEVELS.value):
@@ -76,8 +77,8 @@ def selections(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @cache
-def spans_of(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrices that `rounded_sums` multiplies by, in fp32, or for 16-bit operands over FINE in fp16."""
+def spans_of(rows: int, device: torch.device) -> Tensor:
+    """The matrices that `rounded_sums` multiplies by, over FINE, [matrices, rows, rows] in fp16."""
     r, t = _rows_and_columns(rows, device)
     upto = t <= r
     since, close = ((r // n == t // n) & upto for n in (BLOCK.value, NEAR.value))
@@ -86,7 +87,7 @@ def spans_of(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     ]
     *levels, centre = (_middle(r, t, level) for level in range(LEVELS.value + 1))
     out = torch.stack([x.float() for x in (upto, ~upto, since, centre, *starts, upto & ~upto, *levels, close)])
-    return out if dtype == torch.float32 else (out / FINE.value).half()
+    return (out / FINE.value).half()
 
 
 def _middle(r: Tensor, t: Tensor, level: int) -> Tensor:
@@ -100,15 +101,14 @@ def _rows_and_columns(rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
-def parts(x, like):
-    """x as a sum of two 16-bit tiles, so that 16 bits count; fp32 operands are taken whole."""
-    if like == tl.bfloat16:  # rounded as an integer, since the unit that converts is the one that makes exponentials
-        bits = x.to(tl.int32, bitcast=True)
-        coarse = ((bits + 0x8000) & -0x10000).to(tl.float32, bitcast=True)
-        return coarse.to(like), (x - coarse).to(like)
-    else:
-        coarse = x.to(like)
-        return coarse, (x - coarse).to(like)
+def parts(x):
+    """x as a sum of two bf16 tiles, so that 16 bits count.
+
+    Rounded as an integer, since the unit that converts is the one that makes exponentials.
+    """
+    bits = x.to(tl.int32, bitcast=True)
+    coarse = ((bits + 0x8000) & -0x10000).to(tl.float32, bitcast=True)
+    return coarse.to(tl.bfloat16), (x - coarse).to(tl.bfloat16)
 
 
 @triton.jit
@@ -131,30 +131,23 @@ def apart_again(x):
 
 
 @triton.jit
-def sums(select, coarse, fine, PRECISION: tl.constexpr):
-    """The sums over the rows that `select` names, of x [C, B] in `parts`, in fp32."""
-    if select.dtype == tl.float32:
-        return tl.dot(select, coarse, input_precision=PRECISION, out_dtype=tl.float32)
+def rounded_sums(select, g, LIKE: tl.constexpr):
+    """The sums over the rows that `select` of `spans_of` names, of log2-decays times FINE g [C, B], in fp32.
+
+    Beside 16-bit operands (LIKE) of their first 11 bits, beside fp32 ones of 22.
+    """
+    coarse = g.to(select.dtype)
+    if LIKE == tl.float32:
+        fine = tl.dot(select, (g - coarse).to(select.dtype), out_dtype=tl.float32)
+        return tl.dot(select, coarse, fine, out_dtype=tl.float32)
     else:
-        return tl.dot(select, coarse, tl.dot(select, fine, out_dtype=tl.float32), out_dtype=tl.float32)
+        return tl.dot(select, coarse, out_dtype=tl.float32)
 
 
 @triton.jit
-def fineness(first):
-    """What log2-decays are multiplied by that meet the table `first` of `spans_of`."""
-    return 1.0 if first.dtype.element_ty == tl.float32 else FINE
-
-
-@triton.jit
-def rounded_sums(select, g, PRECISION: tl.constexpr):
-    """The sums over the rows that `select` of `spans_of` names, of log2-decays of its `fineness` g [C, B], in fp32."""
-    return tl.dot(select, g.to(select.dtype), input_precision=PRECISION, out_dtype=tl.float32)
-
-
-@triton.jit
-def spans(select, g, PRECISION: tl.constexpr):
+def spans(select, g, LIKE: tl.constexpr):
     """Sums up to each row, after it, and up to it in its block. In one product: each is waited for."""
-    first, second = apart_again(rounded_sums(select, g, PRECISION))
+    first, second = apart_again(rounded_sums(select, g, LIKE))
     upto, beyond = apart_again(first)
     since, _ = apart_again(second)
     return upto, beyond, since
@@ -261,13 +254,13 @@ def add_rest(
 
     In loops, for masks of unrolled ones would stay in registers from one tile to the next.
     """
-    rest = unreached(rounded_sums(selection(first, SINCE, C), g_, PRECISION), DIRECT)
+    rest = unreached(rounded_sums(selection(first, SINCE, C), g_, k_.dtype), DIRECT)
     if found(rest):
         keys = (k_ * rest).to(k_.dtype)
         deep = tl.zeros(k_.shape, dtype=k_.dtype)
         reach: tl.constexpr = REACH if DIRECT else 0.0
         for start in range(0, C // NEAR):
-            decay = rounded_sums(selection(first, STARTS + start, C), g_, PRECISION)
+            decay = rounded_sums(selection(first, STARTS + start, C), g_, k_.dtype)
             block = (tl.arange(0, C) // NEAR - start)[:, None]
             ours = block == 0
             deep = tl.where(ours & (decay >= reach), keys, deep)
@@ -288,7 +281,7 @@ def add_deep(
     r = tl.arange(0, score.shape[0]) % C
     s = tl.arange(0, C)
     for step in range(0, DEEP + 1):
-        f = tl.exp2(rounded_sums(selection(first, ITSELF + step, C), g_, PRECISION))
+        f = tl.exp2(rounded_sums(selection(first, ITSELF + step, C), g_, k_.dtype))
         level = tl.maximum(step - 1, 0)
         size = tl.where(step == 0, RANK, 1 << level)
         half = s // size
@@ -330,12 +323,12 @@ def channel_scores_kernel(
     second = in_second(C)
     select = selection(first, UPTO, C, 4)
     for col0 in range(0, K, B):
-        g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B, fineness(first))
+        g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B, FINE)
         q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
         k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
         if ERASE:
             e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B)
-        upto, beyond, since = spans(select, g_, PRECISION)
+        upto, beyond, since = spans(select, g_, operand)
         gamma, down, up = tl.exp2(upto), tl.exp2(since), reached(since, REST, DIRECT)
         if not REST:
             least = tl.minimum(least, tl.min(since, 1))
@@ -360,11 +353,11 @@ def channel_scores_kernel(
             score = add_scores(score, whole, near, early, later, PRECISION)
     if REST:
         for col0 in tl.range(0, K, B, num_stages=1):
-            g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B, fineness(first))
+            g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B, FINE)
             q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
             k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
             e_ = load_rows(e, row0, rows, head // (HS // HE), HE, K, col0, C, B) if ERASE else q_
-            g_ = g_.to(first.dtype.element_ty)
+            g_ = g_ if operand == tl.float32 else g_.to(first.dtype.element_ty)
             score = add_rest(score, q_, k_, e_, g_, first, C, RANK, ERASE, DIRECT, PRECISION)
     else:
         beyond_reach = tl.min(least, 0) <= -REACH
@@ -420,10 +413,10 @@ def rest_pairs(
     """
     operand: tl.constexpr = k_.dtype
     second = in_second(C)
-    deep = unreached(rounded_sums(selection(first, CLOSE, C), g_, PRECISION), DIRECT)
+    deep = unreached(rounded_sums(selection(first, CLOSE, C), g_, k_.dtype), DIRECT)
     begin = tl.where(found(deep), 0, DEEP)
     for level in range(begin, LEVELS + 1 if DIRECT else LEVELS):
-        decay = rounded_sums(selection(first, MIDDLE + level, C), g_, PRECISION)
+        decay = rounded_sums(selection(first, MIDDLE + level, C), g_, k_.dtype)
         fq = tl.exp2(decay) * tl.where(second, 1.0, rest)
         fk = tl.where(level == LEVELS, reached(decay, True, True), tl.exp2(decay)) * tl.where(second, rest, 1.0)
         fk *= tl.where(level < DEEP, deep, 1.0)
@@ -443,11 +436,12 @@ def rest_pairs(
 
 
 @triton.jit
-def sum_from(x, table, C: tl.constexpr, PRECISION: tl.constexpr):
+def sum_from(x, table, C: tl.constexpr):
     """Sums of each row and those after it [C, B]."""
     if table.dtype.element_ty == tl.bfloat16:
-        coarse, fine = parts(x, tl.bfloat16)
-        return sums(selection(table, FROM, C), coarse, fine, PRECISION)
+        coarse, fine = parts(x)
+        select = selection(table, FROM, C)
+        return tl.dot(select, coarse, tl.dot(select, fine, out_dtype=tl.float32), out_dtype=tl.float32)
     else:  # products of gradients leave the exponents of fp16
         return tl.cumsum(x, 0, reverse=True)
 
@@ -487,15 +481,15 @@ def channel_inputs_kernel(
         do, dz, written, states, dstates, row0, rows, chunk, head, col0, HV, K, V, B, BV, C, ERASE, PRECISION
     )
     k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
-    g_ = load_decays(g, row0, rows, head // (HV // HG), HG, K, col0, C, B, fineness(first))
-    gamma = tl.exp2(rounded_sums(selection(first, UPTO, C), g_, PRECISION))
+    g_ = load_decays(g, row0, rows, head // (HV // HG), HG, K, col0, C, B, FINE)
+    gamma = tl.exp2(rounded_sums(selection(first, UPTO, C), g_, k_.dtype))
     dq_ *= gamma
     de_ *= gamma
-    dk_ *= tl.exp2(rounded_sums(selection(first, BEYOND, C), g_, PRECISION))
+    dk_ *= tl.exp2(rounded_sums(selection(first, BEYOND, C), g_, k_.dtype))
     # The decay of the whole chunk counts once for every gate, as if its last row had read it.
     last = (tl.arange(0, C) == C - 1)[:, None]
     kept = tl.sum(k_ * dk_ + tl.where(last, gamma * dwhole[None, :], 0.0), 0)
-    middle = rounded_sums(selection(first, CENTRE, C), g_, PRECISION)
+    middle = rounded_sums(selection(first, CENTRE, C), g_, k_.dtype)
     down, up = tl.exp2(middle), reached(middle, REST, DIRECT)
     fq, fk = tl.where(second, down, up), tl.where(second, up, down)
     q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
@@ -523,7 +517,7 @@ def channel_inputs_kernel(
         store_rows(de, de_, row0, rows, head, HV, K, col0, C, B)
     # A gate of row t lies before the reads of rows r >= t, and inside the tails of rows s < t: `kept` in all, less
     # those from t on, which `counted` has.
-    store_rows(dg, sum_from(counted, table, C, PRECISION) + kept[None, :], row0, rows, head, HV, K, col0, C, B)
+    store_rows(dg, sum_from(counted, table, C) + kept[None, :], row0, rows, head, HV, K, col0, C, B)
     # Pairs inside one token have no decay between them.
     if RANK == 1:
         own_ = tl.load(own + (chunk.to(tl.int64) * HV + head) * C + tl.arange(0, C))[:, None]

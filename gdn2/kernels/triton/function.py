@@ -85,7 +85,7 @@ class _Call:
 
     @property
     def spans(self) -> Tensor:
-        return channel.spans_of(C, self.z.dtype, self.z.device)
+        return channel.spans_of(C, self.z.device)
 
     @property
     def heads(self) -> int:

@@ -73,21 +73,24 @@ def device_class(device: torch.device) -> str:
 @cache
 def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsize: int) -> Plan:
     channel = decay == "channel"
-    if itemsize == 4 or key > 128 or kind == "sm_80":  # by mma.sync, in narrow tiles
-        state = Launch(_tile(value, 32), 8, 1 if itemsize == 4 else 2)
+    wide = itemsize == 4  # three products in place of one, and twice the registers
+    if wide:
+        state = Launch(16, 8, 2 if kind != "sm_80" else 1)
+    elif key > 128 or kind == "sm_80":  # by mma.sync, in narrow tiles
+        state = Launch(_tile(value, 32), 8)
     else:
         tile = _tile(value, 128)
         state = Launch(tile, 8 if tile == 128 else 4, 3)
     tiles = value_heads * -(-value // min(state.tile, 64))  # of 128, half a device full is not worth cutting
     few = _tile(value // 2, 32)
     return Plan(
-        scores=Launch(32 if channel else _tile(key, 64), 4, 3),
+        scores=Launch(16, 8) if channel and wide else Launch(32 if channel else _tile(key, 64), 4, 3),
         state=state,
-        pairs=Launch(_tile(value, 64), 4),
-        inputs=(Launch(32, 4, 3, _tile(value // 2, 64)) if key > 64 else Launch(16, 4, 2, few))
+        pairs=Launch(_tile(value, 32 if wide else 64), 4),
+        inputs=(Launch(32, 4, 3, _tile(value // 2, 64)) if key > 64 and not wide else Launch(16, 4, 2, few))
         if channel
         else Launch(_tile(key, 64), 8, 2, _tile(value, 64 if key > 32 else 32)),  # narrow keys: ptxas 12.8 again
-        strong_scores=Launch(32, 4, 3),
+        strong_scores=Launch(16, 8, 3) if wide else Launch(32, 4, 3),
         strong_inputs=Launch(16, 4, 2, few),
         spread=kind == "sm_90" and decay == "head" and key > 128 and itemsize < 4,
         segment=SEGMENT if tiles < MULTIPROCESSORS[kind] else 0,
