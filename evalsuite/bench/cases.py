@@ -121,7 +121,7 @@ def operator(op: str, mixer: str, shape: Shape, setup: Setup) -> Job:
     outputs are made before)."""
     import torch
 
-    from gdn2.kernels import delta_rule
+    from gdn2.kernels import delta_rule, solve_precision
 
     x = draw(shape, mixer, setup, decay=STRONG if op == "strong" else WEAK)
     backward = op == "backward"
@@ -130,8 +130,13 @@ def operator(op: str, mixer: str, shape: Shape, setup: Setup) -> Job:
     def with_implementation(name: Any) -> Rule:
         return lambda inputs: delta_rule(*(inputs[n] for n in "qkezg"), implementation=name)[:1]
 
+    def accurate(inputs: dict[str, Tensor]) -> Sequence[Tensor]:
+        with solve_precision("tf32x3"):
+            return with_implementation(setup.ours)(inputs)
+
     run = {"ours": with_implementation(setup.ours)}
     if setup.ours != "torch":
+        run["ours, solved in tf32x3"] = accurate
         run["torch"] = with_implementation("torch")
     if setup.peer is not None:
         run["fla"] = peer_rule(setup.peer.__name__, mixer)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from gdn2.kernels import dispatch
-from gdn2.kernels.contract import packed
+from gdn2.kernels.contract import packed, solve_precision
 from gdn2.kernels.dispatch import Implementation, choose
 from gdn2.kernels.tokens import check_state_dtype
 from gdn2.kernels.watch import WATCHER
 
-__all__ = ["Implementation", "choose", "delta_rule", "delta_step", "delta_tokens"]
+__all__ = ["Implementation", "choose", "delta_rule", "delta_step", "delta_tokens", "solve_precision"]
 
 
 def delta_rule(
@@ -44,7 +44,8 @@ def delta_rule(
         implementation: "reference", "torch" or "triton"; None chooses from the device.
 
     Returns:
-        o [B, T, Hv, V] in z's dtype, and S_T [N, Hv, K, V] in fp32 (fp64 for fp64 inputs).
+        o [B, T, Hv, V] in z's dtype, and S_T [N, Hv, K, V] in fp32 (fp64 for fp64 inputs). `solve_precision` chooses
+        the precision of the inverse inside each chunk.
 
     Raises:
         ValueError: shapes or dtypes that do not fit; the message names the axis.

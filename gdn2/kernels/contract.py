@@ -5,10 +5,12 @@ Axes: B batch, T rows, N sequences, H key heads, Hv value heads, K key width, V 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +20,32 @@ from gdn2.shapes import check
 SPLIT: ContextVar[bool] = ContextVar("long sequences may be split", default=True)
 """A long sequence may be split into segments that are run side by side and joined. That rounds otherwise than running
 on from a state does, so whoever cuts sequences at will and wants the same bits turns it off."""
+
+Solve = Literal["fp16", "tf32", "tf32x3"]
+SOLVE: ContextVar[Solve | None] = ContextVar("precision of the triangular inverse", default=None)
+
+
+@contextmanager
+def solve_precision(precision: Solve) -> Iterator[None]:
+    """Within this context the Triton kernels invert I + T (arXiv 2605.22791, Eq. 21) by products in `precision`.
+
+    The backward pass of a call takes the call's own. The other implementations solve in fp32 (fp64 inputs in fp64).
+
+    Args:
+        precision: "tf32x3" is fp32 to 22 bits, and what fp32 inputs take unasked; "tf32" keeps 11 bits; so does "fp16",
+            what 16-bit inputs take unasked: their inverse is stored in 16 bits, to which it adds no error that shows.
+            It overflows where an entry of the inverse leaves 65504, out of reach of unit keys and erasure up to 2.
+
+    Raises:
+        ValueError: an unknown precision.
+    """
+    if precision not in get_args(Solve):
+        raise ValueError(f"solve precision must be one of {', '.join(get_args(Solve))}, got {precision!r}")
+    token = SOLVE.set(precision)
+    try:
+        yield
+    finally:
+        SOLVE.reset(token)
 
 
 @dataclass(frozen=True)

@@ -131,13 +131,13 @@ def apart_again(x):
 
 
 @triton.jit
-def rounded_sums(select, g, LIKE: tl.constexpr):
+def rounded_sums(select, g, like: tl.constexpr):
     """The sums over the rows that `select` of `spans_of` names, of log2-decays times FINE g [C, B], in fp32.
 
-    Beside 16-bit operands (LIKE) of their first 11 bits, beside fp32 ones of 22.
+    Beside 16-bit operands (like) of their first 11 bits, beside fp32 ones of 22.
     """
     coarse = g.to(select.dtype)
-    if LIKE == tl.float32:
+    if like == tl.float32:
         fine = tl.dot(select, (g - coarse).to(select.dtype), out_dtype=tl.float32)
         return tl.dot(select, coarse, fine, out_dtype=tl.float32)
     else:
@@ -145,9 +145,9 @@ def rounded_sums(select, g, LIKE: tl.constexpr):
 
 
 @triton.jit
-def spans(select, g, LIKE: tl.constexpr):
+def spans(select, g, like: tl.constexpr):
     """Sums up to each row, after it, and up to it in its block. In one product: each is waited for."""
-    first, second = apart_again(rounded_sums(select, g, LIKE))
+    first, second = apart_again(rounded_sums(select, g, like))
     upto, beyond = apart_again(first)
     since, _ = apart_again(second)
     return upto, beyond, since

@@ -17,7 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
-from gdn2.kernels.contract import SPLIT, Rows
+from gdn2.kernels.contract import SOLVE, SPLIT, Rows
 from gdn2.kernels.triton import backward, channel, forward, tuning
 from gdn2.kernels.triton.segments import Layout, layout
 from gdn2.kernels.triton.tuning import Launch
@@ -44,7 +44,7 @@ def delta_rule(rows: Rows, state: Tensor | None) -> tuple[Tensor, Tensor]:
     if rows.z.shape[0] == 0:
         return rows.z, rows.z.new_zeros(rows.states, dtype=torch.float32) if state is None else state
     o, last = _DeltaRule.apply(
-        rows.q, rows.k, rows.e, rows.z, rows.g, rows.diag, state, rows.lengths, rows.rank, SPLIT.get()
+        rows.q, rows.k, rows.e, rows.z, rows.g, rows.diag, state, rows.lengths, rows.rank, SPLIT.get(), SOLVE.get()
     )
     return o, last
 
@@ -62,6 +62,7 @@ class _Call:
     lengths: tuple[int, ...]
     rank: int
     split: bool  # whether a long sequence may be run in segments, side by side
+    solve: str | None  # precision of the products inside the triangular inverse, None being the plan's
 
     @cached_property
     def decay(self) -> str:
@@ -131,10 +132,6 @@ class _Call:
         return 16 % self.rank != 0
 
     @property
-    def solve(self) -> str:
-        return self.plan.solve if self.z.dtype == torch.float32 else self.plan.solve_half
-
-    @property
     def precision(self) -> str:
         return self.plan.precision
 
@@ -166,7 +163,7 @@ def _scores(call: _Call) -> _Operands:
     variant = {
         "H": call.heads, "HE": call.erase_heads, "HG": call.decay_heads, "HS": hs, "K": call.key, "C": C,
         "RANK": call.rank, "ERASE": call.e is not None, "DIAG": call.diag is not None, "PRECISION": call.precision,
-        "SOLVE": call.solve,
+        "SOLVE": call.solve or call.plan.solve,
     }  # fmt: skip
     inputs = (call.q, call.k, e, _or(call.g, call.q), _or(call.diag, call.q))
     chunks = (call.layout.chunk_row, call.layout.chunk_rows)
@@ -336,16 +333,16 @@ def _spread(call: _Call) -> _Call:
 
 
 class _DeltaRule(torch.autograd.Function):
-    """q, k, e, z, g, diag, state, lengths, rank, split -> o, last."""
+    """q, k, e, z, g, diag, state, lengths, rank, split, solve -> o, last."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        q, k, e, z, g, diag, state, lengths, rank, split = args
+        q, k, e, z, g, diag, state, lengths, rank, split, solve = args
         dtypes = [None if x is None else x.dtype for x in (q, k, e, z, g, diag, state)]
         q, k = q.to(z.dtype).contiguous(), k.to(z.dtype).contiguous()
         e = None if e is None else e.to(z.dtype).contiguous()
         g, diag = (None if x is None else x.float().contiguous() for x in (g, diag))
-        call = _spread(_Call(q, k, e, z.contiguous(), g, diag, lengths, rank, split))
+        call = _spread(_Call(q, k, e, z.contiguous(), g, diag, lengths, rank, split, solve))
         state = None if state is None else state.contiguous()
         with torch.cuda.device_of(z):
             ops = _scores(call)
@@ -357,14 +354,14 @@ class _DeltaRule(torch.autograd.Function):
             o = torch.empty_like(call.z)
             last = _carry(call, ops, starts, o=o)
         ctx.save_for_backward(call.q, call.k, call.e, call.z, call.g, call.diag, starts)
-        ctx.lengths, ctx.rank, ctx.split, ctx.dtypes = lengths, rank, split, dtypes
+        ctx.lengths, ctx.rank, ctx.split, ctx.solve, ctx.dtypes = lengths, rank, split, solve, dtypes
         ctx.spread = call.g is not g
         return o, last[call.layout.last] if call.layout.split else last
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, e, z, g, diag, starts = ctx.saved_tensors
-        call = _Call(q, k, e, z, g, diag, ctx.lengths, ctx.rank, ctx.split)
+        call = _Call(q, k, e, z, g, diag, ctx.lengths, ctx.rank, ctx.split, ctx.solve)
         do, dlast = grads[0].contiguous(), grads[1].contiguous()
         p, hv = call.layout.chunks, call.value_heads
         with torch.cuda.device_of(z):
@@ -386,4 +383,4 @@ class _DeltaRule(torch.autograd.Function):
         dstate = dstarts[call.layout.first] if call.layout.split else dstarts
         found = (dq, dk, de, dz, dg, ddiag, dstate)
         cast = [None if x is None or t is None else x.to(t) for x, t in zip(found, ctx.dtypes, strict=True)]
-        return *cast, None, None, None
+        return *cast, None, None, None, None

@@ -12,6 +12,8 @@ from functools import cache
 
 import torch
 
+from gdn2.kernels.contract import Solve
+
 CHUNK = 64  # rows; decays are anchored in halves of it, the inverse is built from halves of it
 
 
@@ -43,9 +45,8 @@ class Plan:
     strong_inputs: Launch
     spread: bool  # take decay per head as decay per channel
     segment: int  # rows after which a sequence is split, 0 never
+    solve: Solve  # products inside the triangular inverse, where `solve_precision` names none
     precision: str = "tf32x3"  # products of fp32 operands
-    solve: str = "tf32x3"  # products inside the triangular inverse, fp32 inputs
-    solve_half: str = "fp16"  # the same for 16-bit inputs, whose scores carry 9 to 12 bits
 
 
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}
@@ -92,6 +93,7 @@ def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsiz
         else Launch(_tile(key, 64), 8, 2, _tile(value, 64 if key > 32 else 32)),  # narrow keys: ptxas 12.8 again
         strong_scores=Launch(16, 8, 3) if wide else Launch(32, 4, 3),
         strong_inputs=Launch(16, 4, 2, few),
+        solve="tf32x3" if wide else "fp16",  # the scores of 16-bit inputs carry 9 to 12 bits
         spread=kind == "sm_90" and decay == "head" and key > 128 and itemsize < 4,
         segment=SEGMENT if tiles < MULTIPROCESSORS[kind] else 0,
     )

@@ -1,0 +1,95 @@
+"""The precision of the inverse inside a chunk: what a caller chooses, and what is taken unasked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gdn2.kernels import solve_precision
+from gdn2.kernels.contract import SOLVE, Solve
+from tests.gdn2.kernels.oracle import Case, Inputs, device, draw, error, run
+
+
+def hard(dtype: torch.dtype, decay: str = "channel", tokens: int = 130, width: int = 16) -> Inputs:
+    """Keys near one another and erased up to twice, for an inverse that is far from the identity."""
+    case = Case(tokens, key=width, value=width, decay=decay, gates=(-1e-2, -1e-8), erase_max=2.0)
+    inputs = draw(case).to(torch.float64, device())
+    k, e = inputs.tensors["k"], inputs.tensors["e"]
+    assert k is not None and e is not None
+    near = torch.nn.functional.normalize(k + k[:, :1], dim=-1)
+    inputs.tensors |= {"k": near, "e": e / k * near}
+    return inputs.to(dtype)
+
+
+@pytest.mark.parametrize("decay", ["channel", "head"])
+def test_fp32_inputs_are_solved_in_fp32_unless_less_is_asked_for(decay: str) -> None:
+    inputs = hard(torch.float32, decay)
+    exact = run(inputs.to(torch.float64), "torch", backward=True)
+    unasked = run(inputs, "triton", backward=True)
+    with solve_precision("tf32x3"):
+        accurate = run(inputs, "triton", backward=True)
+    with solve_precision("fp16"):
+        coarse = run(inputs, "triton", backward=True)
+    for name, want in exact.items():
+        assert torch.equal(unasked[name], accurate[name]), name
+        assert error(unasked[name], want) < 5e-5, name
+        assert 10 * error(unasked[name], want) < error(coarse[name], want) < 0.1, name
+
+
+def test_the_backward_pass_takes_the_precision_of_its_call() -> None:
+    inputs = hard(torch.float32)
+    tensors = {name: None if x is None else x.requires_grad_() for name, x in inputs.tensors.items()}
+
+    def gradients(precision: Solve, around: Solve) -> list[torch.Tensor]:
+        from gdn2.kernels import delta_rule
+
+        q, k, e, z, g, state = (tensors[name] for name in ("q", "k", "e", "z", "g", "state"))
+        assert q is not None and k is not None and z is not None
+        with solve_precision(precision):
+            o, last = delta_rule(q, k, e, z, g, state, implementation="triton")
+        with solve_precision(around):
+            return list(torch.autograd.grad(o.sum() + last.sum(), [q, k, z]))
+
+    want, got, coarse = (gradients(*how) for how in (("fp16", "fp16"), ("fp16", "tf32x3"), ("tf32x3", "fp16")))
+    assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(want, coarse, strict=True))
+
+
+def test_the_choice_ends_with_its_context() -> None:
+    with pytest.raises(ZeroDivisionError), solve_precision("tf32"):
+        assert SOLVE.get() == "tf32"
+        raise ZeroDivisionError
+    assert SOLVE.get() is None
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="^solve precision must be one of fp16, tf32, tf32x3, got 'bf16'$"):
+        solve_precision("bf16").__enter__()  # type: ignore[arg-type]
+
+
+def test_the_torch_path_always_solves_in_fp32() -> None:
+    inputs = hard(torch.float32)
+    with solve_precision("fp16"):
+        chosen = run(inputs, "torch")
+    assert all(torch.equal(x, chosen[name]) for name, x in run(inputs, "torch").items())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("decay", ["channel", "head"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("precision", ["tf32", "tf32x3"])
+def test_more_bits_in_the_solve_change_no_error_of_16_bit_inputs(
+    precision: Solve, dtype: torch.dtype, decay: str
+) -> None:
+    """What is taken unasked is as accurate as what costs more."""
+    inputs = hard(dtype, decay, 600, 128)
+    exact = run(inputs.to(torch.float64), "torch", backward=True)
+    unasked = run(inputs, "triton", backward=True)
+    with solve_precision(precision):
+        asked = run(inputs, "triton", backward=True)
+    assert not torch.equal(unasked["o"], asked["o"])
+    for name, want in exact.items():
+        found, more = error(unasked[name], want), error(asked[name], want)
+        print(f"{dtype} {decay} {precision} {name}: {found:.2e} {more:.2e}")
+        assert found <= 1.1 * more, name
