@@ -32,9 +32,10 @@ def solve_precision(precision: Solve) -> Iterator[None]:
     The backward pass of a call takes the call's own. The other implementations solve in fp32 (fp64 inputs in fp64).
 
     Args:
-        precision: "tf32x3" is fp32 to 22 bits, and what fp32 inputs take unasked; "tf32" keeps 11 bits; so does "fp16",
-            what 16-bit inputs take unasked: their inverse is stored in 16 bits, to which it adds no error that shows.
-            It overflows where an entry of the inverse leaves 65504, out of reach of unit keys and erasure up to 2.
+        precision: "tf32x3" has 22 bits, and fp32 and fp16 inputs take it unasked; "tf32" and "fp16" have 11. bf16
+            inputs take "fp16" unasked: beside their own 8 bits its error does not show, and the whole forward pass is
+            1.4 to 1.6 times as fast. It overflows where an entry of the inverse leaves 65504, out of reach of unit keys
+            and erasure up to 2.
 
     Raises:
         ValueError: an unknown precision.

@@ -59,7 +59,7 @@ rows and its prefix keeps its bits."""
 
 def plan(device: torch.device, value_heads: int, key: int, value: int, decay: str, dtype: torch.dtype) -> Plan:
     """The plan for one call; `decay` is "channel", "head" or "none", `dtype` that of the inputs."""
-    return _plan(device_class(device), value_heads, key, value, decay, dtype.itemsize)
+    return _plan(device_class(device), value_heads, key, value, decay, dtype)
 
 
 @cache
@@ -72,11 +72,11 @@ def device_class(device: torch.device) -> str:
 
 
 @cache
-def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsize: int) -> Plan:
+def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, dtype: torch.dtype) -> Plan:
     channel = decay == "channel"
-    wide = itemsize == 4  # three products in place of one, and twice the registers
+    wide = dtype == torch.float32  # three products in place of one, and twice the registers
     if wide:
-        state = Launch(16, 8, 2 if kind != "sm_80" else 1)
+        state = Launch(16, 8, 2 if key <= 128 and kind != "sm_80" else 1)
     elif key > 128 or kind == "sm_80":  # by mma.sync, in narrow tiles
         state = Launch(_tile(value, 32), 8)
     else:
@@ -91,10 +91,10 @@ def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, itemsiz
         inputs=(Launch(32, 4, 3, _tile(value // 2, 64)) if key > 64 and not wide else Launch(16, 4, 2, few))
         if channel
         else Launch(_tile(key, 64), 8, 2, _tile(value, 64 if key > 32 else 32)),  # narrow keys: ptxas 12.8 again
-        strong_scores=Launch(16, 8, 3) if wide else Launch(32, 4, 3),
+        strong_scores=Launch(16, 8) if wide else Launch(32, 4, 3),
         strong_inputs=Launch(16, 4, 2, few),
-        solve="tf32x3" if wide else "fp16",  # the scores of 16-bit inputs carry 9 to 12 bits
-        spread=kind == "sm_90" and decay == "head" and key > 128 and itemsize < 4,
+        solve="fp16" if dtype == torch.bfloat16 else "tf32x3",  # scores of bf16 inputs carry 9 bits
+        spread=kind == "sm_90" and decay == "head" and key > 128 and not wide,
         segment=SEGMENT if tiles < MULTIPROCESSORS[kind] else 0,
     )
 

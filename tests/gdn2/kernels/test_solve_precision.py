@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
-from gdn2.kernels import solve_precision
+from gdn2.kernels import delta_rule, solve_precision
 from gdn2.kernels.contract import SOLVE, Solve
 from tests.gdn2.kernels.oracle import Case, Inputs, device, draw, error, run
 
@@ -41,8 +43,6 @@ def test_the_backward_pass_takes_the_precision_of_its_call() -> None:
     tensors = {name: None if x is None else x.requires_grad_() for name, x in inputs.tensors.items()}
 
     def gradients(precision: Solve, around: Solve) -> list[torch.Tensor]:
-        from gdn2.kernels import delta_rule
-
         q, k, e, z, g, state = (tensors[name] for name in ("q", "k", "e", "z", "g", "state"))
         assert q is not None and k is not None and z is not None
         with solve_precision(precision):
@@ -77,19 +77,28 @@ def test_the_torch_path_always_solves_in_fp32() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("decay", ["channel", "head"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("precision", ["tf32", "tf32x3"])
-def test_more_bits_in_the_solve_change_no_error_of_16_bit_inputs(
-    precision: Solve, dtype: torch.dtype, decay: str
-) -> None:
-    """What is taken unasked is as accurate as what costs more."""
-    inputs = hard(dtype, decay, 600, 128)
+def test_bf16_inputs_lose_nothing_by_what_is_taken_unasked(decay: str) -> None:
+    inputs = hard(torch.bfloat16, decay, 600, 128)
     exact = run(inputs.to(torch.float64), "torch", backward=True)
     unasked = run(inputs, "triton", backward=True)
-    with solve_precision(precision):
-        asked = run(inputs, "triton", backward=True)
-    assert not torch.equal(unasked["o"], asked["o"])
+    with solve_precision("tf32x3"):
+        accurate = run(inputs, "triton", backward=True)
+    assert not torch.equal(unasked["o"], accurate["o"])
     for name, want in exact.items():
-        found, more = error(unasked[name], want), error(asked[name], want)
-        print(f"{dtype} {decay} {precision} {name}: {found:.2e} {more:.2e}")
-        assert found <= 1.1 * more, name
+        # dg is noise beside what it is the difference of
+        assert error(unasked[name], want) <= (1.5 if name == "dg" else 1.05) * error(accurate[name], want), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("decay", ["channel", "head"])
+def test_fp16_inputs_are_solved_in_fp32_unless_less_is_asked_for(decay: str) -> None:
+    inputs = hard(torch.float16, decay, 600, 128)
+    exact = run(inputs.to(torch.float64), "torch", backward=True)
+    unasked = run(inputs, "triton", backward=True)
+    for precision in get_args(Solve):
+        with solve_precision(precision):
+            asked = run(inputs, "triton", backward=True)
+        for name, want in exact.items():
+            assert torch.equal(unasked[name], asked[name]) == (precision == "tf32x3"), name
+            assert error(unasked[name], want) <= error(asked[name], want), name
