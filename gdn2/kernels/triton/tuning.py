@@ -85,13 +85,13 @@ def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, dtype: 
     tiles = value_heads * -(-value // min(state.tile, 64))  # of 128, half a device full is not worth cutting
     few = _tile(value // 2, 32)
     return Plan(
-        scores=Launch(16, 8) if channel and wide else Launch(32 if channel else _tile(key, 64), 4, 3),
+        scores=Launch(16, 4) if channel and wide else Launch(32 if channel else _tile(key, 64), 4, 3),
         state=state,
         pairs=Launch(_tile(value, 32 if wide else 64), 4),
         inputs=(Launch(32, 4, 3, _tile(value // 2, 64)) if key > 64 and not wide else Launch(16, 4, 2, few))
         if channel
         else Launch(_tile(key, 64), 8, 2, _tile(value, 64 if key > 32 else 32)),  # narrow keys: ptxas 12.8 again
-        strong_scores=Launch(16, 8) if wide else Launch(32, 4, 3),
+        strong_scores=Launch(16, 4) if wide else Launch(32, 4, 3),
         strong_inputs=Launch(16, 4, 2, few),
         solve="fp16" if dtype == torch.bfloat16 else "tf32x3",  # scores of bf16 inputs carry 9 bits
         spread=kind == "sm_90" and decay == "head" and key > 128 and not wide,
