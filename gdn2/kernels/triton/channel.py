@@ -1,6 +1,6 @@
 """The two kernels that meet decay per channel inside a chunk: its scores, and the gradients of its inputs.
 
-A chunk of 64 rows is two blocks of 32. Keys are divided by their decay since the start of their block where that is in
+A chunk, of 64 rows or 32, is two blocks of half as many. Keys are divided by their decay since the start of their block where that is in
 `REACH`; q and e meet those of the first block decayed since the chunk's start, and those of the second since that
 block's. What is lost so, where q or e have decayed below 2 ** -126, is a pair weaker than 2 ** -36. The other keys
 (`rest`) meet the rows of each 16 decayed to their start, or divided, within them, where that is in reach. What remains
@@ -39,41 +39,40 @@ from gdn2.kernels.triton.forward import (
     store_square,
 )
 
-BLOCK = tl.constexpr(32)
 REACH = tl.constexpr(90.0)
 """Decays below 2 ** -90 are not divided by: bf16 and fp32 reach 2 ** 127, and keys and queries need room too."""
 FINE = tl.constexpr(256.0)
 """What fp16 log2-decays are multiplied by, for their 11 bits from `LEAST` down to 2 ** -22."""
 NEAR = tl.constexpr(16)
-"""Rows of the blocks at whose starts pairs are anchored whose key is beyond reach from the start of its `BLOCK`."""
-LEVELS, DEEP = tl.constexpr(5), tl.constexpr(4)
-"""Blocks of 2 ** (level + 1) rows, the largest being `BLOCK`, and `NEAR`."""
+"""Rows of the blocks at whose starts pairs are anchored whose key is beyond reach from the start of its block."""
+DEEP = tl.constexpr(4)
+"""Levels of blocks of 2 ** (level + 1) rows, the largest being `NEAR`."""
 
 # What row r of the matrices of `spans_of` selects.
 UPTO = tl.constexpr(0)  # up to r
 BEYOND = tl.constexpr(1)  # after r
-SINCE = tl.constexpr(2)  # up to r, in its block
+SINCE = tl.constexpr(2)  # up to r, in its half of the chunk
 CENTRE = tl.constexpr(3)  # between r and the middle of the chunk
-STARTS = tl.constexpr(4)  # + i: after r up to the start of the i-th `NEAR` rows, and less those from there up to r
-ITSELF = tl.constexpr(8)  # none
-MIDDLE = tl.constexpr(9)  # + level: between r and the middle of its aligned block of 2 ** (level + 1) rows
-CLOSE = tl.constexpr(14)  # up to r, in its `NEAR` rows
+ITSELF = tl.constexpr(4)  # none
+MIDDLE = tl.constexpr(5)  # + level: between r and the middle of its aligned block of 2 ** (level + 1) rows
+CLOSE = tl.constexpr(9)  # up to r, in its `NEAR` rows
+QUARTER = tl.constexpr(10)  # between r and the middle of its half of the chunk
+STARTS = tl.constexpr(11)  # + i: after r up to the start of the i-th `NEAR` rows, and less those from there up to r
 
 # And of those of `selections`.
 FROM = tl.constexpr(0)  # from r on
 HALVES = tl.constexpr(1)  # + level: those in the first half of the block of `MIDDLE` where r is in the second
-# and, after these, those before r in its `NEAR` rows
+# then those before r in its `NEAR` rows
+ACROSS = tl.constexpr(6)  # those in the first part of its half of the chunk where r is in the second
 
 
 @cache
 def selections(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Matrices of ones and zeros, [matrices, rows, rows]: of `sum_from`, and the pairs of `rest_pairs`."""
     r, t = _rows_and_columns(rows, device)
-    out = [t >= r]
-    for level in range(LEVELS.value):
-        out.append((r >> (level + 1) == t >> (level + 1)) & (r >> level > t >> level))
-    out.append((r // NEAR.value == t // NEAR.value) & (t < r))
-    return torch.stack(out).to(dtype)
+    halves = [_halves(r, t, level) for level in range(DEEP.value)]
+    near = (r // NEAR.value == t // NEAR.value) & (t < r)
+    return torch.stack([t >= r, *halves, near, _halves(r, t, _quarter(rows))]).to(dtype)
 
 
 @cache
@@ -81,13 +80,24 @@ def spans_of(rows: int, device: torch.device) -> Tensor:
     """The matrices that `rounded_sums` multiplies by, over FINE, [matrices, rows, rows] in fp16."""
     r, t = _rows_and_columns(rows, device)
     upto = t <= r
-    since, close = ((r // n == t // n) & upto for n in (BLOCK.value, NEAR.value))
+    since, close = ((r // n == t // n) & upto for n in (rows // 2, NEAR.value))
     starts = [
         (((t > r) & (t < start)).float() - ((t <= r) & (t >= start)).float()) for start in range(0, rows, NEAR.value)
     ]
-    *levels, centre = (_middle(r, t, level) for level in range(LEVELS.value + 1))
-    out = torch.stack([x.float() for x in (upto, ~upto, since, centre, *starts, upto & ~upto, *levels, close)])
-    return (out / FINE.value).half()
+    middle = [_middle(r, t, level) for level in range(DEEP.value)]
+    quarter, centre = (_middle(r, t, _quarter(rows) + i) for i in (0, 1))
+    out = [upto, ~upto, since, centre, upto & ~upto, *middle, close, quarter, *starts]
+    return (torch.stack([x.float() for x in out]) / FINE.value).half()
+
+
+def _quarter(rows: int) -> int:
+    """The level of the blocks that are half a chunk."""
+    return rows.bit_length() - 3
+
+
+def _halves(r: Tensor, t: Tensor, level: int) -> Tensor:
+    """Rows t in the first half of the block where r is in the second."""
+    return (r >> (level + 1) == t >> (level + 1)) & (r >> level > t >> level)
 
 
 def _middle(r: Tensor, t: Tensor, level: int) -> Tensor:
@@ -227,7 +237,7 @@ def tile_is_strong(g, row0, rows, head, heads, width, col0, C: tl.constexpr, B: 
 @triton.jit
 def in_second(C: tl.constexpr):
     """Mask [C, 1] of the rows of the second block."""
-    return (tl.arange(0, C) >= BLOCK)[:, None]
+    return (tl.arange(0, C) >= C // 2)[:, None]
 
 
 @triton.jit
@@ -401,37 +411,68 @@ def through_state(
 
 
 @triton.jit
-def rest_pairs(
-    dq, de, dk, q_, k_, e_, g_, rest, daqk, dt, table, first, chunk, head,
-    HV: tl.constexpr, C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add the gradients [C, B] of q, e and k from the pairs of one block that the chunk's middle does not reach.
+def diagonal(base, C: tl.constexpr, N: tl.constexpr):
+    """The blocks of N rows on the diagonal of a matrix of `square`, [C / N, N, N]."""
+    i, j = tl.arange(0, N)[None, :, None], tl.arange(0, N)[None, None, :]
+    block = tl.arange(0, C // N)[:, None, None]
+    return tl.load(base + block * (N * (C + 1)) + i * C + j, mask=i // 16 >= j // 16, other=0.0)
 
-    One loop: those of the halves of 2, 4, 8 and 16 rows, where a key is not reached from the start of its `NEAR` rows
-    either; those of the halves of 32; and those of `NEAR` rows whose key is.
-    """
+
+@triton.jit
+def in_blocks(x, N: tl.constexpr):
+    """A tile of rows as blocks of N of them."""
+    return tl.reshape(x, [x.shape[0] // N, N, x.shape[1]])
+
+
+@triton.jit
+def add_pairs(
+    dq, de, dk, q_, k_, e_, fq, fk, daqk, dt, selected,
+    C: tl.constexpr, N: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add the gradients [C, B] of q, e and k from the `selected` pairs in blocks of N rows, weighted by fq and fk."""
     operand: tl.constexpr = k_.dtype
+    kf = in_blocks((k_ * fk).to(operand), N)
+    pairs = diagonal(selected, C, N)
+    if RANK > 1:
+        token = in_blocks(tl.arange(0, C)[:, None] // RANK, N)
+        pairs = tl.where(token == tl.trans(token, (0, 2, 1)), 0.0, pairs).to(operand)
+    x = diagonal(daqk, C, N) * pairs
+    dq += fq * tl.reshape(product(x, kf, PRECISION), dq.shape)
+    near = product(tl.trans(x, (0, 2, 1)), in_blocks((q_ * fq).to(operand), N), PRECISION)
+    if ERASE:
+        x = diagonal(dt, C, N) * pairs
+        de += fq * tl.reshape(product(x, kf, PRECISION), de.shape)
+        near = add_product(near, tl.trans(x, (0, 2, 1)), in_blocks((e_ * fq).to(operand), N), PRECISION)
+    dk += fk * tl.reshape(near, dk.shape)
+    return dq, de, dk
+
+
+@triton.jit
+def rest_pairs(
+    dq, de, dk, q_, k_, e_, g_, rest, daqk, dt, table, first,
+    C: tl.constexpr, RANK: tl.constexpr, ERASE: tl.constexpr, DIRECT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add the gradients [C, B] of q, e and k from the pairs of one half that the chunk's middle does not reach.
+
+    In `NEAR` rows those whose key is reached from their start, and of the others those of the halves of 2, 4, 8 and 16
+    rows. Then those of the two parts of a half.
+    """
     second = in_second(C)
+    of_q, of_k = tl.where(second, 1.0, rest), tl.where(second, rest, 1.0)
     deep = unreached(rounded_sums(selection(first, CLOSE, C), g_, k_.dtype), DIRECT)
-    begin = tl.where(found(deep), 0, DEEP)
-    for level in range(begin, LEVELS + 1 if DIRECT else LEVELS):
+    for level in range(tl.where(found(deep), 0, DEEP), DEEP + 1 if DIRECT else DEEP):
         decay = rounded_sums(selection(first, MIDDLE + level, C), g_, k_.dtype)
-        fq = tl.exp2(decay) * tl.where(second, 1.0, rest)
-        fk = tl.where(level == LEVELS, reached(decay, True, True), tl.exp2(decay)) * tl.where(second, rest, 1.0)
-        fk *= tl.where(level < DEEP, deep, 1.0)
-        kf = (k_ * fk).to(operand)
-        pairs = selection(table, HALVES + level, C)
-        if RANK > 1:
-            pairs = tl.where(same_token(C, RANK), 0.0, pairs).to(operand)
-        x = load_square(daqk, chunk, head, HV, C, 16 % RANK != 0) * pairs
-        dq += fq * product(x, kf, PRECISION)
-        near = product(tl.trans(x), (q_ * fq).to(operand), PRECISION)
-        if ERASE:
-            x = load_square(dt, chunk, head, HV, C, False) * pairs
-            de += fq * product(x, kf, PRECISION)
-            near = tl.dot(tl.trans(x), (e_ * fq).to(operand), near, input_precision=PRECISION)
-        dk += fk * near
+        fk = tl.where(level == DEEP, reached(decay, True, True), tl.exp2(decay) * deep)
+        dq, de, dk = add_pairs(
+            dq, de, dk, q_, k_, e_, tl.exp2(decay) * of_q, fk * of_k, daqk, dt, table + (HALVES + level) * (C * C),
+            C, NEAR, RANK, ERASE, PRECISION
+        )  # fmt: skip
+    if C // 2 > NEAR:
+        f = tl.exp2(rounded_sums(selection(first, QUARTER, C), g_, k_.dtype))
+        dq, de, dk = add_pairs(
+            dq, de, dk, q_, k_, e_, f * of_q, f * of_k, daqk, dt, table + ACROSS * (C * C),
+            C, C // 2, RANK, ERASE, PRECISION
+        )  # fmt: skip
     return dq, de, dk
 
 
@@ -507,9 +548,10 @@ def channel_inputs_kernel(
         near = tl.dot(tl.trans(x), (e_ * fq).to(operand), near, input_precision=PRECISION)
     dk_ += fk * near
     if REST:
+        square = (chunk.to(tl.int64) * HV + head) * (C * C)
         dq_, de_, dk_ = rest_pairs(
-            dq_, de_, dk_, q_, k_, e_, g_, unreached(middle, DIRECT), daqk, dt, table, first, chunk, head,
-            HV, C, RANK, ERASE, DIRECT, PRECISION
+            dq_, de_, dk_, q_, k_, e_, g_, unreached(middle, DIRECT), daqk + square, dt + square, table, first,
+            C, RANK, ERASE, DIRECT, PRECISION
         )  # fmt: skip
     counted = q_ * dq_ - k_ * dk_
     if ERASE:

@@ -24,7 +24,6 @@ from gdn2.kernels.triton.tuning import Launch
 
 DECAYS = {"none": 0, "head": 1, "channel": 2}
 WIDEST = 256
-C = tuning.CHUNK
 
 
 def delta_rule(rows: Rows, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -39,8 +38,9 @@ def delta_rule(rows: Rows, state: Tensor | None) -> tuple[Tensor, Tensor]:
         raise ValueError(f"the triton implementation takes float32, float16 or bfloat16, got {rows.z.dtype}")
     if max(rows.k.shape[-1], rows.z.shape[-1]) > WIDEST:
         raise ValueError(f"the triton implementation takes K and V up to {WIDEST}, got {list(rows.states[-2:])}")
-    if rows.rank > C:
-        raise ValueError(f"the triton implementation takes up to {C} rows a token, got rank {rows.rank}")
+    chunk = tuning.chunk(rows.z.dtype)
+    if rows.rank > chunk:
+        raise ValueError(f"the triton implementation takes up to {chunk} rows a token, got rank {rows.rank}")
     if rows.z.shape[0] == 0:
         return rows.z, rows.z.new_zeros(rows.states, dtype=torch.float32) if state is None else state
     o, last = _DeltaRule.apply(
@@ -72,9 +72,13 @@ class _Call:
     def plan(self) -> tuning.Plan:
         return tuning.plan(self.z.device, self.value_heads, self.key, self.value, self.decay, self.z.dtype)
 
+    @property
+    def chunk(self) -> int:
+        return tuning.chunk(self.z.dtype)
+
     @cached_property
     def layout(self) -> Layout:
-        return layout(self.lengths, C - C % self.rank, self.plan.segment if self.split else 0, self.z.device)
+        return layout(self.lengths, self.chunk - self.chunk % self.rank, self.plan.segment if self.split else 0, self.z.device)
 
     def launches(self, weak: Launch, strong: Launch) -> tuple[Launch, ...]:
         """Of a kernel of `channel`: chunks within reach and those beyond, or all of them the latter way."""
@@ -82,11 +86,11 @@ class _Call:
 
     @property
     def selections(self) -> Tensor:
-        return channel.selections(C, self.z.dtype, self.z.device)
+        return channel.selections(self.chunk, self.z.dtype, self.z.device)
 
     @property
     def spans(self) -> Tensor:
-        return channel.spans_of(C, self.z.device)
+        return channel.spans_of(self.chunk, self.z.device)
 
     @property
     def heads(self) -> int:
@@ -157,11 +161,11 @@ class _Operands:
 def _scores(call: _Call) -> _Operands:
     t, hs, p = call.z.shape[0], call.score_heads, call.layout.chunks
     new = call.z.new_empty
-    scores = new(p, hs, C, C)
-    solved = new(p, hs, C, C) if call.e is not None else scores
+    scores = new(p, hs, call.chunk, call.chunk)
+    solved = new(p, hs, call.chunk, call.chunk) if call.e is not None else scores
     e = call.k if call.e is None else call.e
     variant = {
-        "H": call.heads, "HE": call.erase_heads, "HG": call.decay_heads, "HS": hs, "K": call.key, "C": C,
+        "H": call.heads, "HE": call.erase_heads, "HG": call.decay_heads, "HS": hs, "K": call.key, "C": call.chunk,
         "RANK": call.rank, "ERASE": call.e is not None, "DIAG": call.diag is not None, "PRECISION": call.precision,
         "SOLVE": call.solve or call.plan.solve,
     }  # fmt: skip
@@ -178,7 +182,7 @@ def _scores(call: _Call) -> _Operands:
                 **variant, B=how.tile, REST=how is call.plan.strong_scores, DIRECT=call.direct, **how.options,
             )  # fmt: skip
         return _Operands(qg, kt, eg, decay, strong, some, scores, solved)
-    decay, tails = (new(p, hs, C, dtype=torch.float32) for _ in range(2)) if call.g is not None else (scores, scores)
+    decay, tails = (new(p, hs, call.chunk, dtype=torch.float32) for _ in range(2)) if call.g is not None else (scores, scores)
     forward.scores_kernel[(p * hs,)](
         *inputs, decay, tails, scores, solved, *chunks, **variant, B=call.plan.scores.tile,
         DECAY=DECAYS[call.decay], **call.plan.scores.options,
@@ -212,7 +216,7 @@ def _carry(
         ops.q, ops.k, ops.e, call.z, ops.decay, ops.tails, ops.scores, ops.solved, _or(initial, call.z),
         _or(o, call.z), written, states, final, table.segment_row, table.segment_end, table.segment_chunk, chosen,
         **ops.heads, HV=call.value_heads, K=call.key, V=call.value, BK=max(16, triton.next_power_of_2(call.key)),
-        BV=tile, C=C, STEP=table.step, DECAY=DECAYS[call.decay], ERASE=call.e is not None, START=initial is not None,
+        BV=tile, C=call.chunk, STEP=table.step, DECAY=DECAYS[call.decay], ERASE=call.e is not None, START=initial is not None,
         OUTPUT=o is not None, STORE=kept is not None, TRANSITION=transition is not None, APART=apart, DENSE=call.dense,
         PRECISION=call.precision, **how.options,
     )  # fmt: skip
@@ -248,7 +252,7 @@ def _reverse(
         ops.q, ops.k, ops.e, ops.decay, ops.tails, ops.scores, ops.solved, do, dfinal, dz, dstates, dinitial,
         table.segment_row, table.segment_end, table.segment_chunk, chosen,
         **ops.heads, HV=call.value_heads, K=call.key, V=call.value, BK=max(16, triton.next_power_of_2(call.key)),
-        BV=how.tile, C=C, STEP=table.step, DECAY=DECAYS[call.decay], ERASE=call.e is not None,
+        BV=how.tile, C=call.chunk, STEP=table.step, DECAY=DECAYS[call.decay], ERASE=call.e is not None,
         STORE=kept is not None, DENSE=call.dense, PRECISION=call.precision, **how.options,
     )  # fmt: skip
     return dinitial
@@ -260,15 +264,15 @@ def _pairs(
     """Gradients of the scores and of T [P, Hv, C, C] and of rows with themselves [P, Hv, C], and of diag."""
     p, hv = call.layout.chunks, call.value_heads
     how = call.plan.pairs
-    daqk = torch.empty(p, hv, C, C, dtype=call.z.dtype, device=call.z.device)
+    daqk = torch.empty(p, hv, call.chunk, call.chunk, dtype=call.z.dtype, device=call.z.device)
     dt = torch.empty_like(daqk) if call.e is not None else daqk
-    own = torch.empty(p, hv, C, dtype=torch.float32, device=call.z.device)
+    own = torch.empty(p, hv, call.chunk, dtype=torch.float32, device=call.z.device)
     ddiag = None if call.diag is None else torch.empty_like(call.diag, dtype=torch.float32)
     backward.pairs_kernel[(p * hv,)](
         call.q, call.k, _or(call.g, call.q), _or(call.diag, call.q), do, dz, written, daqk, dt, own,
         _or(ddiag, call.q),
         call.layout.chunk_row, call.layout.chunk_rows,
-        H=call.heads, HG=call.decay_heads, HV=hv, K=call.key, V=call.value, BK=32, BV=how.tile, C=C, RANK=call.rank,
+        H=call.heads, HG=call.decay_heads, HV=hv, K=call.key, V=call.value, BK=32, BV=how.tile, C=call.chunk, RANK=call.rank,
         DECAY=DECAYS[call.decay], ERASE=call.e is not None, DIAG=call.diag is not None, PRECISION=call.precision,
         **how.options,
     )  # fmt: skip
@@ -290,7 +294,7 @@ def _input_gradients(
     inputs = (call.q, call.k, _or(call.e, call.q), _or(call.g, call.q), do, dz, written, states, dstates, *pairs[:2])
     variant = {
         "H": call.heads, "HE": call.erase_heads, "HG": call.decay_heads, "HV": hv, "K": call.key, "V": call.value,
-        "C": C, "ERASE": call.e is not None, "PRECISION": call.precision,
+        "C": call.chunk, "ERASE": call.e is not None, "PRECISION": call.precision,
     }  # fmt: skip
     chunks = (call.layout.chunk_row, call.layout.chunk_rows)
     dg = dq

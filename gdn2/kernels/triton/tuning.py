@@ -14,7 +14,10 @@ import torch
 
 from gdn2.kernels.contract import Solve
 
-CHUNK = 64  # rows; decays are anchored in halves of it, the inverse is built from halves of it
+
+def chunk(dtype: torch.dtype) -> int:
+    """Rows of a chunk of inputs of `dtype`: products of fp32 operands are three, and need twice the registers."""
+    return 32 if dtype == torch.float32 else 64
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, dtype: 
     channel = decay == "channel"
     wide = dtype == torch.float32  # three products in place of one, and twice the registers
     if wide:
-        state = Launch(16, 8, 2 if key <= 128 and kind != "sm_80" else 1)
+        state = Launch(16, 8, 3 if key <= 128 and kind != "sm_80" else 1)
     elif key > 128 or kind == "sm_80":  # by mma.sync, in narrow tiles
         state = Launch(_tile(value, 32), 8)
     else:
