@@ -189,7 +189,7 @@ def attend(
     attend_kernel[(table.sequence.shape[0], heads)](
         q, k, v, keys, values, o, position, starts, *table, width**-0.5 * LOG2E, k.shape[1], keys.shape[2],
         window or 1 << 62, H=heads, SHARE=heads // k.shape[1], RING=window is not None, **_shape(width),
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32", num_warps=4, num_stages=2,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32", num_warps=4, num_stages=2, enable_fp_fusion=True,
     )  # fmt: skip
     return o
 
@@ -203,7 +203,7 @@ def cached(
     if n and slots:
         cache_kernel[(n, groups, triton.cdiv(slots, BLOCK))](
             k.contiguous(), v.contiguous(), keys, values, *out, position, starts, groups, old, slots,
-            **_shape(width), RING=ring, num_warps=4,
+            **_shape(width), RING=ring, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return out[0], out[1]
 
@@ -217,7 +217,7 @@ def attend_cached(q: Tensor, keys: Tensor, values: Tensor, filled: Tensor) -> Te
     if n:
         attend_cached_kernel[(n, heads)](
             q, keys, values, o, filled, width**-0.5 * LOG2E, keys.shape[1], keys.shape[2],
-            H=heads, SHARE=heads // keys.shape[1], **_shape(width), num_warps=4,
+            H=heads, SHARE=heads // keys.shape[1], **_shape(width), num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return o
 

@@ -232,7 +232,7 @@ def _merge(call: _Call, transitions: Tensor, added: Tensor, initial: Tensor | No
         transitions, added, _or(initial, added), starts, table.first, table.count,
         HV=call.value_heads, K=call.key, V=call.value, BK=bk, BV=16, INNER=bk if bk <= 128 else 64,
         START=initial is not None, BACKWARD=reverse,
-        PRECISION="tf32x3", num_warps=8, num_stages=3 if bk <= 128 else 1,
+        PRECISION="tf32x3", num_warps=8, num_stages=3 if bk <= 128 else 1, enable_fp_fusion=True,
     )  # fmt: skip
     return starts
 

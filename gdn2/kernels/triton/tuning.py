@@ -33,7 +33,9 @@ class Launch:
     @property
     def options(self) -> dict[str, int | None]:
         """Keyword arguments of the launch."""
-        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
+        return {
+            "num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers, "enable_fp_fusion": True,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
