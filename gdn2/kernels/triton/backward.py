@@ -32,6 +32,7 @@ from gdn2.kernels.triton.forward import (
     store_rows,
     store_square,
     store_state,
+    with_rows,
 )
 
 
@@ -70,13 +71,11 @@ def reverse_kernel(
         if DECAY == CHANNEL:
             whole = tl.max(decay_ahead, 0)
             decay_ahead = load_whole(decay, (chunk + i - 1) * HS + hs, i > 0, K, BK)
-        k_ = load_rows(k, at, rows, head // (HV // HK), HK, K, 0, C, BK)
-        q_ = load_rows(q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK)
         do_ = ahead
-        operand = ds.to(k_.dtype)
+        operand = ds.to(k.dtype.element_ty)
         if STORE:
             store_state(dstates, tl.trans(operand), (chunk + i) * HV + head, 0, v0, K, V, BK, BV)
-        dr = product(operand, tl.trans(k_), PRECISION)
+        dr = with_rows(operand, k, at, rows, head // (HV // HK), HK, K, C, BK, PRECISION)
         if DECAY == HEAD:
             of = ((chunk + i) * HS + hs) * C
             gamma = tl.load(decay + of + tl.arange(0, C))[None, :]
@@ -86,13 +85,14 @@ def reverse_kernel(
             ds = ds * whole[None, :]
         dr = add_product(dr, do_, load_square(scores, chunk + i, hs, HS, C, DENSE), PRECISION)
         scaled = (do_ * gamma).to(do_.dtype) if DECAY == HEAD else do_
+        q_ = load_rows(q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK)
         ds = add_product(ds, scaled, q_, PRECISION)
         ahead = tl.trans(load_rows(do, at - STEP, tl.where(i > 0, STEP, 0), head, HV, V, v0, C, BV))
         if ERASE:
             a = load_square(solved, chunk + i, hs, HS, C, False)
-            dr = product(dr.to(k_.dtype), a, PRECISION)
+            dr = product(dr.to(do_.dtype), a, PRECISION)
             e_ = load_rows(e, at, rows, head // (HV // HE), HE, K, 0, C, BK)
-            scaled = (-dr * gamma if DECAY == HEAD else -dr).to(k_.dtype)
+            scaled = (-dr * gamma if DECAY == HEAD else -dr).to(do_.dtype)
             ds = add_product(ds, scaled, e_, PRECISION)
         if STORE:
             store_rows(dz, tl.trans(dr), at, rows, head, HV, V, v0, C, BV)

@@ -40,6 +40,23 @@ def load_rows(base, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl
 
 
 @triton.jit
+def with_rows(
+    s, x, row0, rows, head, heads, width, C: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """s x^T for a state s [BV, BK] and rows [C, BK] of x, as `load_rows` has them.
+
+    In two halves of K for fp32 operands, for the terms of a whole one are more than the registers.
+    """
+    if x.dtype.element_ty != tl.float32:
+        return product(s, tl.trans(load_rows(x, row0, rows, head, heads, width, 0, C, BK)), PRECISION)
+    else:
+        first, second = tl.split(tl.permute(tl.reshape(s, [s.shape[0], 2, BK // 2]), (0, 2, 1)))
+        y = product(first, tl.trans(load_rows(x, row0, rows, head, heads, width, 0, C, BK // 2)), PRECISION)
+        x_ = load_rows(x, row0, rows, head, heads, width, BK // 2, C, BK // 2)
+        return add_product(y, second, tl.trans(x_), PRECISION)
+
+
+@triton.jit
 def store_rows(base, x, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl.constexpr):
     """The reverse of `load_rows`, cast to the pointer's type."""
     r = tl.arange(0, C)
@@ -283,8 +300,7 @@ def carry_kernel(
         if DECAY == CHANNEL:
             whole = tl.max(decay_ahead, 0)
             decay_ahead = load_whole(decay, (chunk + i + 1) * HS + hs, i + 1 < n, K, BK)
-        k_ = load_rows(k, at, rows, head // (HV // HK), HK, K, 0, C, BK)
-        operand = s.to(k_.dtype)
+        operand = s.to(k.dtype.element_ty)
         if STORE:
             store_state(states, tl.trans(operand), (chunk + i) * HV + head, 0, v0, K, V, BK, BV)
         if DECAY == HEAD:
@@ -292,22 +308,23 @@ def carry_kernel(
             gamma = tl.load(decay + of + tl.arange(0, C))[None, :]
             tail = tl.load(tails + of + tl.arange(0, C))[None, :]
         if ERASE:
-            e_ = load_rows(e, at, rows, head // (HV // HE), HE, K, 0, C, BK)
-            seen = product(operand, tl.trans(e_), PRECISION)
+            seen = with_rows(operand, e, at, rows, head // (HV // HE), HE, K, C, BK, PRECISION)
+        if OUTPUT and k.dtype.element_ty == tl.float32:
+            y = with_rows(operand, q, at, rows, head // (HV // HQ), HQ, K, C, BK, PRECISION)
         if OUTPUT:  # early where more products are left to wait for it, else it is in the way of the first
             more = tl.minimum(written_rows - (i + 1) * STEP, STEP)
             ahead = tl.trans(load_rows(z, at + STEP, more, head, HV, V, v0, C, BV))
         if ERASE:
             x -= seen * gamma if DECAY == HEAD else seen
             a = load_square(solved, chunk + i, hs, HS, C, False)
-            x = product(x.to(k_.dtype), tl.trans(a), PRECISION)  # R, Eq. 35
-        r_ = x.to(k_.dtype)
-        kept = (x * tail).to(k_.dtype) if DECAY == HEAD else r_
+            x = product(x.to(k.dtype.element_ty), tl.trans(a), PRECISION)  # R, Eq. 35
+        r_ = x.to(k.dtype.element_ty)
+        kept = (x * tail).to(k.dtype.element_ty) if DECAY == HEAD else r_
         if STORE:
             store_rows(written, tl.trans(r_), at, rows, head, HV, V, v0, C, BV)
         if OUTPUT:
-            q_ = load_rows(q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK)
-            y = product(operand, tl.trans(q_), PRECISION)
+            if k.dtype.element_ty != tl.float32:
+                y = with_rows(operand, q, at, rows, head // (HV // HQ), HQ, K, C, BK, PRECISION)
             y = y * gamma if DECAY == HEAD else y
             pairs = load_square(scores, chunk + i, hs, HS, C, DENSE)
             y = add_product(y, r_, tl.trans(pairs), PRECISION)  # Eq. 24
@@ -319,6 +336,7 @@ def carry_kernel(
             s = s * tl.load(decay + of + C - 1)
         if DECAY == CHANNEL:
             s = s * whole[None, :]
+        k_ = load_rows(k, at, rows, head // (HV // HK), HK, K, 0, C, BK)
         s = add_product(s, kept, k_, PRECISION)  # Eq. 23
     if TRANSITION and tile < identities:
         store_state(written, tl.trans(s), index, 0, tile * BV, K, K, BK, BV)
