@@ -64,7 +64,7 @@ def reverse_kernel(
     ahead = tl.trans(load_rows(do, at, tl.where(n > 0, end - at, 0), head, HV, V, v0, C, BV))
     if DECAY == CHANNEL:
         decay_ahead = load_whole(decay, (chunk + n - 1) * HS + hs, n > 0, K, BK)
-    for j in range(0, n):
+    for j in tl.range(0, n, disable_licm=True):
         i = n - 1 - j
         at = row0 + i * STEP
         rows = tl.minimum(end - at, STEP)

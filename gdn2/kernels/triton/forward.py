@@ -280,20 +280,20 @@ def carry_kernel(
     chunk = tl.load(segment_chunk + segment)
     hs = head // (HV // HS)
     index = segment * HV + head
-    written_rows = end - row0  # rows of z that count
+    z_end = end  # of the rows of z that count
     if TRANSITION:
         s = tl.where(tl.arange(0, BK)[None, :] == tile * BV + tl.arange(0, BV)[:, None], 1.0, 0.0)
-        written_rows = tl.where(tile < identities, 0, written_rows)
+        z_end = tl.where(tile < identities, row0, end)
     elif START:
         s = tl.trans(load_state(initial, index, 0, v0, K, V, BK, BV))
     else:
         s = tl.zeros([BV, BK], dtype=tl.float32)
     # z comes a chunk ahead, in registers: in shared memory there is no room for a third stage with it.
-    ahead = tl.trans(load_rows(z, row0, tl.minimum(written_rows, STEP), head, HV, V, v0, C, BV))
+    ahead = tl.trans(load_rows(z, row0, tl.minimum(z_end - row0, STEP), head, HV, V, v0, C, BV))
     n = tl.cdiv(end - row0, STEP)
     if DECAY == CHANNEL:
         decay_ahead = load_whole(decay, chunk * HS + hs, n > 0, K, BK)
-    for i in range(0, n):
+    for i in tl.range(0, n, disable_licm=True):
         at = row0 + i * STEP
         rows = tl.minimum(end - at, STEP)
         x = ahead.to(tl.float32)
@@ -312,7 +312,7 @@ def carry_kernel(
         if OUTPUT and k.dtype.element_ty == tl.float32:
             y = with_rows(operand, q, at, rows, head // (HV // HQ), HQ, K, C, BK, PRECISION)
         if OUTPUT:  # early where more products are left to wait for it, else it is in the way of the first
-            more = tl.minimum(written_rows - (i + 1) * STEP, STEP)
+            more = tl.minimum(z_end - at - STEP, STEP)
             ahead = tl.trans(load_rows(z, at + STEP, more, head, HV, V, v0, C, BV))
         if ERASE:
             x -= seen * gamma if DECAY == HEAD else seen
@@ -330,7 +330,7 @@ def carry_kernel(
             y = add_product(y, r_, tl.trans(pairs), PRECISION)  # Eq. 24
             store_rows(o, tl.trans(y), at, rows, head, HV, V, v0, C, BV)
         else:
-            more = tl.minimum(written_rows - (i + 1) * STEP, STEP)
+            more = tl.minimum(z_end - at - STEP, STEP)
             ahead = tl.trans(load_rows(z, at + STEP, more, head, HV, V, v0, C, BV))
         if DECAY == HEAD:
             s = s * tl.load(decay + of + C - 1)
