@@ -22,6 +22,7 @@ from gdn2.kernels.triton.forward import (
     add_product,
     between,
     gate_ends,
+    load_again,
     load_gate,
     load_rows,
     load_square,
@@ -92,7 +93,7 @@ def reverse_kernel(
             a = load_square(solved, chunk + i, hs, HS, C, False)
             dr = product(dr.to(do_.dtype), a, PRECISION)
             e_ = load_rows(e, at, rows, head // (HV // HE), HE, K, 0, C, BK)
-            scaled = (-dr * gamma if DECAY == HEAD else -dr).to(do_.dtype)
+            scaled = (-dr * load_again(decay + of, C) if DECAY == HEAD else -dr).to(do_.dtype)
             ds = add_product(ds, scaled, e_, PRECISION)
         if STORE:
             store_rows(dz, tl.trans(dr), at, rows, head, HV, V, v0, C, BV)

@@ -253,6 +253,12 @@ def load_whole(decay, index, some, K: tl.constexpr, BK: tl.constexpr):
 
 
 @triton.jit
+def load_again(x, C: tl.constexpr):
+    """C numbers as a row [1, C], from the cache of a first load that its policy sets apart: registers run short."""
+    return tl.load(x + tl.arange(0, C), eviction_policy="evict_last")[None, :]
+
+
+@triton.jit
 def carry_kernel(
     q, k, e, z, decay, tails, scores, solved, initial,  # inputs
     o, written, states, final,  # outputs
@@ -325,7 +331,8 @@ def carry_kernel(
         if OUTPUT:
             if k.dtype.element_ty != tl.float32:
                 y = with_rows(operand, q, at, rows, head // (HV // HQ), HQ, K, C, BK, PRECISION)
-            y = y * gamma if DECAY == HEAD else y
+            if DECAY == HEAD:
+                y *= load_again(decay + of, C)
             pairs = load_square(scores, chunk + i, hs, HS, C, DENSE)
             y = add_product(y, r_, tl.trans(pairs), PRECISION)  # Eq. 24
             store_rows(o, tl.trans(y), at, rows, head, HV, V, v0, C, BV)
