@@ -62,41 +62,42 @@ def reverse_kernel(
     ds = tl.trans(load_state(dfinal, index, 0, v0, K, V, BK, BV))
     n = tl.cdiv(end - row0, STEP)
     at = row0 + (n - 1) * STEP
+    chunk += n - 1
     ahead = tl.trans(load_rows(do, at, tl.where(n > 0, end - at, 0), head, HV, V, v0, C, BV))
     if DECAY == CHANNEL:
-        decay_ahead = load_whole(decay, (chunk + n - 1) * HS + hs, n > 0, K, BK)
-    for j in tl.range(0, n, disable_licm=True):
-        i = n - 1 - j
-        at = row0 + i * STEP
+        decay_ahead = load_whole(decay, chunk * HS + hs, n > 0, K, BK)
+    for _ in tl.range(0, n, disable_licm=k.dtype.element_ty == tl.float32):
         rows = tl.minimum(end - at, STEP)
         if DECAY == CHANNEL:
             whole = tl.max(decay_ahead, 0)
-            decay_ahead = load_whole(decay, (chunk + i - 1) * HS + hs, i > 0, K, BK)
+            decay_ahead = load_whole(decay, (chunk - 1) * HS + hs, at > row0, K, BK)
         do_ = ahead
         operand = ds.to(k.dtype.element_ty)
         if STORE:
-            store_state(dstates, tl.trans(operand), (chunk + i) * HV + head, 0, v0, K, V, BK, BV)
+            store_state(dstates, tl.trans(operand), chunk * HV + head, 0, v0, K, V, BK, BV)
         dr = with_rows(operand, k, at, rows, head // (HV // HK), HK, K, C, BK, PRECISION)
         if DECAY == HEAD:
-            of = ((chunk + i) * HS + hs) * C
+            of = (chunk * HS + hs) * C
             gamma = tl.load(decay + of + tl.arange(0, C))[None, :]
             dr = dr * tl.load(tails + of + tl.arange(0, C))[None, :]
             ds = ds * tl.load(decay + of + C - 1)
         if DECAY == CHANNEL:
             ds = ds * whole[None, :]
-        dr = add_product(dr, do_, load_square(scores, chunk + i, hs, HS, C, DENSE), PRECISION)
+        dr = add_product(dr, do_, load_square(scores, chunk, hs, HS, C, DENSE), PRECISION)
         scaled = (do_ * gamma).to(do_.dtype) if DECAY == HEAD else do_
         q_ = load_rows(q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK)
         ds = add_product(ds, scaled, q_, PRECISION)
-        ahead = tl.trans(load_rows(do, at - STEP, tl.where(i > 0, STEP, 0), head, HV, V, v0, C, BV))
+        ahead = tl.trans(load_rows(do, at - STEP, tl.where(at > row0, STEP, 0), head, HV, V, v0, C, BV))
         if ERASE:
-            a = load_square(solved, chunk + i, hs, HS, C, False)
+            a = load_square(solved, chunk, hs, HS, C, False)
             dr = product(dr.to(do_.dtype), a, PRECISION)
             e_ = load_rows(e, at, rows, head // (HV // HE), HE, K, 0, C, BK)
             scaled = (-dr * load_again(decay + of, C) if DECAY == HEAD else -dr).to(do_.dtype)
             ds = add_product(ds, scaled, e_, PRECISION)
         if STORE:
             store_rows(dz, tl.trans(dr), at, rows, head, HV, V, v0, C, BV)
+        at -= STEP
+        chunk -= 1
     store_state(dinitial, tl.trans(ds), index, 0, v0, K, V, BK, BV)
 
 
