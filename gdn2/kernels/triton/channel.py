@@ -362,7 +362,7 @@ def channel_scores_kernel(
         if DIRECT:
             score = add_scores(score, whole, near, early, later, PRECISION)
     if REST:
-        for col0 in tl.range(0, K, B, num_stages=1):
+        for col0 in tl.range(0, K, B, num_stages=1, disable_licm=True):
             g_ = load_decays(g, row0, rows, head // (HS // HG), HG, K, col0, C, B, FINE)
             q_ = load_rows(q, row0, rows, hk, H, K, col0, C, B)
             k_ = load_rows(k, row0, rows, hk, H, K, col0, C, B)
@@ -460,7 +460,7 @@ def rest_pairs(
     second = in_second(C)
     of_q, of_k = tl.where(second, 1.0, rest), tl.where(second, rest, 1.0)
     deep = unreached(rounded_sums(selection(first, CLOSE, C), g_, k_.dtype), DIRECT)
-    for level in range(tl.where(found(deep), 0, DEEP), DEEP + 1 if DIRECT else DEEP):
+    for level in tl.range(tl.where(found(deep), 0, DEEP), DEEP + 1 if DIRECT else DEEP, disable_licm=True):
         decay = rounded_sums(selection(first, MIDDLE + level, C), g_, k_.dtype)
         fk = tl.where(level == DEEP, reached(decay, True, True), tl.exp2(decay) * deep)
         dq, de, dk = add_pairs(
