@@ -269,7 +269,7 @@ def add_rest(
         keys = (k_ * rest).to(k_.dtype)
         deep = tl.zeros(k_.shape, dtype=k_.dtype)
         reach: tl.constexpr = REACH if DIRECT else 0.0
-        for start in range(0, C // NEAR):
+        for start in tl.range(0, C // NEAR, disable_licm=True):
             decay = rounded_sums(selection(first, STARTS + start, C), g_, k_.dtype)
             block = (tl.arange(0, C) // NEAR - start)[:, None]
             ours = block == 0
@@ -290,7 +290,7 @@ def add_deep(
     """Add the pairs of one token, and those of the halves of 2, 4, 8 and 16, decayed from the middle between them."""
     r = tl.arange(0, score.shape[0]) % C
     s = tl.arange(0, C)
-    for step in range(0, DEEP + 1):
+    for step in tl.range(0, DEEP + 1, disable_licm=True):
         f = tl.exp2(rounded_sums(selection(first, ITSELF + step, C), g_, k_.dtype))
         level = tl.maximum(step - 1, 0)
         size = tl.where(step == 0, RANK, 1 << level)
