@@ -81,7 +81,7 @@ def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, dtype: 
     channel = decay == "channel"
     wide = dtype == torch.float32  # three products in place of one, and twice the registers
     if wide:
-        state = Launch(16, 8, 3 if key <= 128 and kind != "sm_80" else 1)
+        state = Launch(16, 4, 3 if key <= 128 and kind != "sm_80" else 1)
     elif key > 128 or kind == "sm_80":  # by mma.sync, in narrow tiles
         state = Launch(_tile(value, 32), 8)
     else:
@@ -93,11 +93,17 @@ def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, dtype: 
         scores=Launch(16, 4) if channel and wide else Launch(32 if channel else _tile(key, 64), 4, 3),
         state=state,
         pairs=Launch(_tile(value, 32 if wide else 64), 4),
-        inputs=(Launch(32, 4, 3, _tile(value // 2, 64)) if key > 64 and not wide else Launch(16, 4, 2, few))
+        inputs=(
+            Launch(_tile(key, 64), 8, 2, few)
+            if wide
+            else Launch(32, 4, 3, _tile(value // 2, 64))
+            if key > 64
+            else Launch(16, 4, 2, few)
+        )
         if channel
         else Launch(_tile(key, 64), 8, 2, _tile(value, 64 if key > 32 else 32)),  # narrow keys: ptxas 12.8 again
         strong_scores=Launch(16, 4) if wide else Launch(32, 4, 3),
-        strong_inputs=Launch(16, 4, 2, few),
+        strong_inputs=Launch(16, 4, 3 if wide else 2, few),
         solve="fp16" if dtype == torch.bfloat16 else "tf32x3",  # scores of bf16 inputs carry 9 bits
         spread=kind == "sm_90" and decay == "head" and key > 128 and not wide,
         segment=SEGMENT if tiles < MULTIPROCESSORS[kind] else 0,
