@@ -75,7 +75,7 @@ def reverse_kernel(
         operand = ds.to(k.dtype.element_ty)
         if STORE:
             store_state(dstates, tl.trans(operand), chunk * HV + head, 0, v0, K, V, BK, BV)
-        dr = with_rows(operand, k, at, rows, head // (HV // HK), HK, K, C, BK, PRECISION)
+        dr = with_rows(operand, k, at, rows, head // (HV // HK), HK, K, 0, C, BK, PRECISION)
         if DECAY == HEAD:
             of = (chunk * HS + hs) * C
             gamma = tl.load(decay + of + tl.arange(0, C))[None, :]

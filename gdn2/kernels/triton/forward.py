@@ -41,19 +41,19 @@ def load_rows(base, row0, rows, head, heads, width, col0, C: tl.constexpr, B: tl
 
 @triton.jit
 def with_rows(
-    s, x, row0, rows, head, heads, width, C: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr
+    s, x, row0, rows, head, heads, width, col0, C: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
-    """s x^T for a state s [BV, BK] and rows [C, BK] of x, as `load_rows` has them.
+    """s x^T [BV, C] of a state s [BV, BK] and the tile [C, BK] of x that `load_rows` loads.
 
-    In two halves of K for fp32 operands, for the terms of a whole one are more than the registers.
+    fp32 operands in pieces of 64 columns: the terms of wider ones are more than the registers.
     """
-    if x.dtype.element_ty != tl.float32:
-        return product(s, tl.trans(load_rows(x, row0, rows, head, heads, width, 0, C, BK)), PRECISION)
+    if x.dtype.element_ty == tl.float32 and BK > 64:
+        half: tl.constexpr = BK // 2
+        first, second = tl.split(tl.permute(tl.reshape(s, [s.shape[0], 2, half]), (0, 2, 1)))
+        y = with_rows(first, x, row0, rows, head, heads, width, col0, C, half, PRECISION)
+        return y + with_rows(second, x, row0, rows, head, heads, width, col0 + half, C, half, PRECISION)
     else:
-        first, second = tl.split(tl.permute(tl.reshape(s, [s.shape[0], 2, BK // 2]), (0, 2, 1)))
-        y = product(first, tl.trans(load_rows(x, row0, rows, head, heads, width, 0, C, BK // 2)), PRECISION)
-        x_ = load_rows(x, row0, rows, head, heads, width, BK // 2, C, BK // 2)
-        return add_product(y, second, tl.trans(x_), PRECISION)
+        return product(s, tl.trans(load_rows(x, row0, rows, head, heads, width, col0, C, BK)), PRECISION)
 
 
 @triton.jit
@@ -314,9 +314,9 @@ def carry_kernel(
             gamma = tl.load(decay + of + tl.arange(0, C))[None, :]
             tail = tl.load(tails + of + tl.arange(0, C))[None, :]
         if ERASE:
-            seen = with_rows(operand, e, at, rows, head // (HV // HE), HE, K, C, BK, PRECISION)
+            seen = with_rows(operand, e, at, rows, head // (HV // HE), HE, K, 0, C, BK, PRECISION)
         if OUTPUT and k.dtype.element_ty == tl.float32:
-            y = with_rows(operand, q, at, rows, head // (HV // HQ), HQ, K, C, BK, PRECISION)
+            y = with_rows(operand, q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK, PRECISION)
         if OUTPUT:  # early where more products are left to wait for it, else it is in the way of the first
             more = tl.minimum(z_end - at - STEP, STEP)
             ahead = tl.trans(load_rows(z, at + STEP, more, head, HV, V, v0, C, BV))
@@ -330,7 +330,7 @@ def carry_kernel(
             store_rows(written, tl.trans(r_), at, rows, head, HV, V, v0, C, BV)
         if OUTPUT:
             if k.dtype.element_ty != tl.float32:
-                y = with_rows(operand, q, at, rows, head // (HV // HQ), HQ, K, C, BK, PRECISION)
+                y = with_rows(operand, q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK, PRECISION)
             if DECAY == HEAD:
                 y *= load_again(decay + of, C)
             pairs = load_square(scores, chunk + i, hs, HS, C, DENSE)

@@ -79,35 +79,44 @@ def device_class(device: torch.device) -> str:
 @cache
 def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, dtype: torch.dtype) -> Plan:
     channel = decay == "channel"
-    wide = dtype == torch.float32  # three products in place of one, and twice the registers
-    if wide:
-        state = Launch(16, 4, 3 if key <= 128 and kind != "sm_80" else 1)
-    elif key > 128 or kind == "sm_80":  # by mma.sync, in narrow tiles
+    few = _tile(value // 2, 32)
+    if dtype == torch.float32:
+        state = Launch(16, 4, 3) if key <= 128 else Launch(16, 8, 2)
+        return Plan(
+            scores=Launch(16 if channel else 32, 4),
+            state=state,
+            pairs=Launch(_tile(value, 32), 4),
+            inputs=Launch(_tile(key, 64), 8, 2, few),
+            strong_scores=Launch(16, 4),
+            strong_inputs=Launch(16, 4, 3, few),
+            solve="tf32x3",
+            spread=False,
+            segment=_segment(kind, value_heads, value, state),
+        )
+    if key > 128 or kind == "sm_80":  # by mma.sync, in narrow tiles
         state = Launch(_tile(value, 32), 8)
     else:
         tile = _tile(value, 128)
         state = Launch(tile, 8 if tile == 128 else 4, 3)
-    tiles = value_heads * -(-value // min(state.tile, 64))  # of 128, half a device full is not worth cutting
-    few = _tile(value // 2, 32)
     return Plan(
-        scores=Launch(16, 4) if channel and wide else Launch(32 if channel else _tile(key, 64), 4, 3),
+        scores=Launch(32 if channel else _tile(key, 64), 4, 3),
         state=state,
-        pairs=Launch(_tile(value, 32 if wide else 64), 4),
-        inputs=(
-            Launch(_tile(key, 64), 8, 2, few)
-            if wide
-            else Launch(32, 4, 3, _tile(value // 2, 64))
-            if key > 64
-            else Launch(16, 4, 2, few)
-        )
+        pairs=Launch(_tile(value, 64), 4),
+        inputs=(Launch(32, 4, 3, _tile(value // 2, 64)) if key > 64 else Launch(16, 4, 2, few))
         if channel
         else Launch(_tile(key, 64), 8, 2, _tile(value, 64 if key > 32 else 32)),  # narrow keys: ptxas 12.8 again
-        strong_scores=Launch(16, 4) if wide else Launch(32, 4, 3),
-        strong_inputs=Launch(16, 4, 3 if wide else 2, few),
+        strong_scores=Launch(32, 4, 3),
+        strong_inputs=Launch(16, 4, 2, few),
         solve="fp16" if dtype == torch.bfloat16 else "tf32x3",  # scores of bf16 inputs carry 9 bits
-        spread=kind == "sm_90" and decay == "head" and key > 128 and not wide,
-        segment=SEGMENT if tiles < MULTIPROCESSORS[kind] else 0,
+        spread=kind == "sm_90" and decay == "head" and key > 128,
+        segment=_segment(kind, value_heads, value, state),
     )
+
+
+def _segment(kind: str, value_heads: int, value: int, state: Launch) -> int:
+    """Of 128 columns of values, half a device full is not worth cutting."""
+    tiles = value_heads * -(-value // min(state.tile, 64))
+    return SEGMENT if tiles < MULTIPROCESSORS[kind] else 0
 
 
 def _tile(width: int, most: int) -> int:
