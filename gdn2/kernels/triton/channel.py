@@ -1,12 +1,12 @@
 """The two kernels that meet decay per channel inside a chunk: its scores, and the gradients of its inputs.
 
-A chunk, of 64 rows or 32, is two blocks of half as many. Keys are divided by their decay since the start of their block where that is in
-`REACH`; q and e meet those of the first block decayed since the chunk's start, and those of the second since that
-block's. What is lost so, where q or e have decayed below 2 ** -126, is a pair weaker than 2 ** -36. The other keys
-(`rest`) meet the rows of each 16 decayed to their start, or divided, within them, where that is in reach. What remains
-then (`deep`) is anchored in the middle of the smallest aligned block of 2, 4, 8 or 16 rows that holds the pair. Which
-way a key takes depends on gates up to its own row only, so a later gate never changes an earlier score. Gradients need
-no such care: there both sides are anchored in the middle of the chunk, where that is in reach.
+A chunk is two halves. Keys are divided by their decay since the start of their half where that is in `REACH`; q and e
+meet those of the first half decayed since the chunk's start, and those of the second since that half's. What is lost
+so, where q or e have decayed below 2 ** -126, is a pair weaker than 2 ** -36. The other keys (`rest`) meet the rows of
+each 16 decayed to their start, or divided, within them, where that is in reach. What remains then (`deep`) is anchored
+in the middle of the smallest aligned block of 2, 4, 8 or 16 rows that holds the pair. Which way a key takes depends on
+gates up to its own row only, so a later gate never changes an earlier score. Gradients need no such care: there both
+sides are anchored in the middle of the chunk, where that is in reach.
 
 Chunks with a key out of reach are rare, and what they need does not fit in the registers beside the rest: they have
 launches of their own (REST), whose programs stop at once where `strong` says that there is nothing to do.

@@ -78,7 +78,8 @@ class _Call:
 
     @cached_property
     def layout(self) -> Layout:
-        return layout(self.lengths, self.chunk - self.chunk % self.rank, self.plan.segment if self.split else 0, self.z.device)
+        step = self.chunk - self.chunk % self.rank
+        return layout(self.lengths, step, self.plan.segment if self.split else 0, self.z.device)
 
     def launches(self, weak: Launch, strong: Launch) -> tuple[Launch, ...]:
         """Of a kernel of `channel`: chunks within reach and those beyond, or all of them the latter way."""
@@ -182,7 +183,9 @@ def _scores(call: _Call) -> _Operands:
                 **variant, B=how.tile, REST=how is call.plan.strong_scores, DIRECT=call.direct, **how.options,
             )  # fmt: skip
         return _Operands(qg, kt, eg, decay, strong, some, scores, solved)
-    decay, tails = (new(p, hs, call.chunk, dtype=torch.float32) for _ in range(2)) if call.g is not None else (scores, scores)
+    decay, tails = scores, scores
+    if call.g is not None:
+        decay, tails = (new(p, hs, call.chunk, dtype=torch.float32) for _ in range(2))
     forward.scores_kernel[(p * hs,)](
         *inputs, decay, tails, scores, solved, *chunks, **variant, B=call.plan.scores.tile,
         DECAY=DECAYS[call.decay], **call.plan.scores.options,
@@ -216,9 +219,9 @@ def _carry(
         ops.q, ops.k, ops.e, call.z, ops.decay, ops.tails, ops.scores, ops.solved, _or(initial, call.z),
         _or(o, call.z), written, states, final, table.segment_row, table.segment_end, table.segment_chunk, chosen,
         **ops.heads, HV=call.value_heads, K=call.key, V=call.value, BK=max(16, triton.next_power_of_2(call.key)),
-        BV=tile, C=call.chunk, STEP=table.step, DECAY=DECAYS[call.decay], ERASE=call.e is not None, START=initial is not None,
-        OUTPUT=o is not None, STORE=kept is not None, TRANSITION=transition is not None, APART=apart, DENSE=call.dense,
-        PRECISION=call.precision, **how.options,
+        BV=tile, C=call.chunk, STEP=table.step, DECAY=DECAYS[call.decay], ERASE=call.e is not None,
+        START=initial is not None, OUTPUT=o is not None, STORE=kept is not None, TRANSITION=transition is not None,
+        APART=apart, DENSE=call.dense, PRECISION=call.precision, **how.options,
     )  # fmt: skip
     return final
 
@@ -272,9 +275,9 @@ def _pairs(
         call.q, call.k, _or(call.g, call.q), _or(call.diag, call.q), do, dz, written, daqk, dt, own,
         _or(ddiag, call.q),
         call.layout.chunk_row, call.layout.chunk_rows,
-        H=call.heads, HG=call.decay_heads, HV=hv, K=call.key, V=call.value, BK=32, BV=how.tile, C=call.chunk, RANK=call.rank,
-        DECAY=DECAYS[call.decay], ERASE=call.e is not None, DIAG=call.diag is not None, PRECISION=call.precision,
-        **how.options,
+        H=call.heads, HG=call.decay_heads, HV=hv, K=call.key, V=call.value, BK=32, BV=how.tile, C=call.chunk,
+        RANK=call.rank, DECAY=DECAYS[call.decay], ERASE=call.e is not None, DIAG=call.diag is not None,
+        PRECISION=call.precision, **how.options,
     )  # fmt: skip
     return (daqk, dt, own), ddiag
 
