@@ -1,7 +1,7 @@
 """Decoding: a few tokens for each of many sequences, each state updated in place in a pool.
 
 One program owns a [K, BV] tile of one state, reads it once, runs its tokens and writes it once, so one token costs
-the state's bytes twice and nothing else. Which tile, how many warps and the order of every sum depend on K and V alone:
+the state's bytes twice and nothing else. Which tile, how many warps and the order of every sum depend on K, V and R:
 a row's result does not depend on the rows beside it. Nothing here waits for the device or depends on data, so a call
 can be captured in a CUDA graph.
 
@@ -85,11 +85,11 @@ def delta_tokens_kernel(
     tl.store(state + place, s.to(state.dtype.element_ty), mask=tile_mask)
 
 
-def tiles(k: int, v: int) -> dict[str, int]:
-    """Tile sizes and compiler options for key width k and value width v; nothing else decides them."""
+def tiles(k: int, v: int, rank: int) -> dict[str, int]:
+    """Tile sizes and compiler options for the widths k and v and rows a token; nothing else decides them."""
     bk = triton.next_power_of_2(k)
     bv = min(triton.next_power_of_2(v), max(4096 // bk, 16))
-    warps = 4 if bk * bv >= 4096 else 2 if bk * bv >= 1024 else 1
+    warps = 1 if bk * bv < 1024 else 2 if bk * bv < 4096 or rank == 1 else 4
     return {"BK": bk, "BV": bv, "num_warps": warps, "enable_fp_fusion": True}
 
 
@@ -124,7 +124,7 @@ def delta_tokens(
     o = torch.empty_like(z, memory_format=torch.contiguous_format)
     if n == 0 or rows == 0:
         return o
-    shape = tiles(width, value_width)
+    shape = tiles(width, value_width, rank)
     grid = (triton.cdiv(value_width, shape["BV"]) * value_heads * n,)
     delta_tokens_kernel[grid](
         *(None if x is None else x.contiguous() for x in (q, k, e, z, g, diag)), o, state, cu_seqlens, slots,

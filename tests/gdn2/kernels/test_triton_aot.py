@@ -28,9 +28,8 @@ QUICK = [("decode gdn2", "sm_80"), ("decode gdn2", "sm_90"), ("decode gdn2", "sm
 
 def compile_apart(root: Path, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE, json.dumps(pairs)], cwd=root, env=env, capture_output=True, text=True
-    )
+    command = [sys.executable, "-W", "error", "-c", COMPILE, json.dumps(pairs)]  # Triton warns of options left open
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found
@@ -52,10 +51,9 @@ def test_each_launched_kernel_is_compiled(quick: list[dict[str, Any]]) -> None:
     assert all(r["fits"] and 0 < r["registers"] <= 255 for r in quick)
 
 
-def test_decoding_and_the_layer_do_not_spill(quick: list[dict[str, Any]]) -> None:
+def test_nothing_spills(quick: list[dict[str, Any]]) -> None:
     for r in quick:
-        if r["config"] != "gdn2":
-            assert r["local_loads"] + r["local_stores"] == 0, r
+        assert r["local_loads"] + r["local_stores"] == 0, r
 
 
 def test_no_register_is_read_before_it_is_written(quick: list[dict[str, Any]]) -> None:
@@ -83,23 +81,12 @@ def test_decoding_moves_the_state_and_its_rows_once(quick: list[dict[str, Any]])
     assert step == state + rows
 
 
-SPILLING = {  # with Triton 3.9, as tabulated in gdn2/kernels/README.md
-    "gdn2 fp32": ("channel_scores_kernel", "carry_kernel", "reverse_kernel", "channel_inputs_kernel"),
-    "gdn2 64": ("channel_scores_kernel",),
-    "gdn": ("carry_kernel", "reverse_kernel"),
-    "gdn tf32x3": ("carry_kernel",),
-    "gdn 256": ("reverse_kernel",),
-    "gdn 256 1x32768": ("carry_kernel", "reverse_kernel"),
-}  # fmt: skip
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", aot.CONFIGS)
-def test_nothing_else_spills_on_hopper_and_everything_fits(root: Path, name: str) -> None:
+def test_nothing_spills_on_hopper_and_everything_fits(root: Path, name: str) -> None:
     for r in compile_apart(root, [(name, target) for target in aot.TARGETS]):
         assert r["fits"] and not r["unset"], r
-        if r["target"] == "sm_90" and r["kernel"] not in SPILLING.get(name, ()):
-            assert r["local_loads"] + r["local_stores"] == 0, r
+        assert r["target"] != "sm_90" or r["local_loads"] + r["local_stores"] == 0, r
 
 
 def test_wrong_requests_are_refused() -> None:

@@ -249,11 +249,12 @@ def test_zero_and_duplicate_keys_with_the_strongest_erase(name, key: int) -> Non
     assert error(o, want_o) < 2e-6 and error(after, want_state) < 2e-6
 
 
+@pytest.mark.parametrize("rank", [1, 4])
 @pytest.mark.parametrize("shape", [(16, 16), (64, 64), (128, 128), (256, 256), (60, 100), (192, 240), (4, 8)])
-def test_tiles_depend_on_widths_alone_and_cover_them(shape: tuple[int, int]) -> None:
+def test_tiles_cover_the_widths(shape: tuple[int, int], rank: int) -> None:
     from gdn2.kernels.triton.decode import tiles
 
-    chosen = tiles(*shape)
+    chosen = tiles(*shape, rank)
     assert chosen["BK"] >= shape[0] and chosen["BV"] >= 8
     assert chosen["BK"] * chosen["BV"] <= 8192, "a program's tile must stay in registers"
 

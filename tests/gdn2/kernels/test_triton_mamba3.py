@@ -176,7 +176,7 @@ def test_inputs_may_be_slices_of_one_projection() -> None:
     whole = {name: x.contiguous() for name, x in sliced.items()}
     for mine, theirs in zip(turned(sliced, theta, [t], how, "triton"), turned(whole, theta, [t], how, "triton"),
                             strict=True):  # fmt: skip
-        assert torch.equal(mine, theirs)
+        assert error(mine, theirs.double().cpu()) < 1e-6
     v, z = wide[:, :20].unflatten(1, (2, 10)), wide[:, 21:41].unflatten(1, (2, 10))
     o = u(t, 4, 2, 10).float().to(DEVICE)[:, 2:]
     ones = torch.ones(2, 2, 10, device=DEVICE)
