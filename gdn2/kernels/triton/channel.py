@@ -44,7 +44,7 @@ REACH = tl.constexpr(90.0)
 FINE = tl.constexpr(256.0)
 """What fp16 log2-decays are multiplied by, for their 11 bits from `LEAST` down to 2 ** -22."""
 NEAR = tl.constexpr(16)
-"""Rows of the blocks at whose starts pairs are anchored whose key is beyond reach from the start of its block."""
+"""Rows of the blocks at whose starts pairs are anchored whose key is beyond reach from the start of its half."""
 DEEP = tl.constexpr(4)
 """Levels of blocks of 2 ** (level + 1) rows, the largest being `NEAR`."""
 
@@ -236,7 +236,7 @@ def tile_is_strong(g, row0, rows, head, heads, width, col0, C: tl.constexpr, B: 
 
 @triton.jit
 def in_second(C: tl.constexpr):
-    """Mask [C, 1] of the rows of the second block."""
+    """Mask [C, 1] of the rows of the second half."""
     return (tl.arange(0, C) >= C // 2)[:, None]
 
 

@@ -254,7 +254,10 @@ def load_whole(decay, index, some, K: tl.constexpr, BK: tl.constexpr):
 
 @triton.jit
 def load_again(x, C: tl.constexpr):
-    """C numbers as a row [1, C], from the cache of a first load that its policy sets apart: registers run short."""
+    """C numbers as a row [1, C] that were loaded before and would take too many registers until now.
+
+    Its policy keeps the compiler from taking it for the load before; the numbers come from the first-level cache.
+    """
     return tl.load(x + tl.arange(0, C), eviction_policy="evict_last")[None, :]
 
 
@@ -275,6 +278,7 @@ def carry_kernel(
     [Ns, Hv, K, K] is the segment's transition; APART then does the tiles of V too, from no state, in the same launch
     since they read the same. The `chosen` segments are done, in that order.
     """
+    dtype: tl.constexpr = k.dtype.element_ty
     identities: tl.constexpr = (K + BV - 1) // BV if TRANSITION else 0
     tiles: tl.constexpr = identities + ((V + BV - 1) // BV if APART or not TRANSITION else 0)
     segment = tl.load(chosen + tl.program_id(0) // (HV * tiles))
@@ -299,14 +303,14 @@ def carry_kernel(
     n = tl.cdiv(end - row0, STEP)
     if DECAY == CHANNEL:
         decay_ahead = load_whole(decay, chunk * HS + hs, n > 0, K, BK)
-    for i in tl.range(0, n, disable_licm=True):
+    for i in tl.range(0, n, disable_licm=True):  # what would be hoisted has no registers
         at = row0 + i * STEP
         rows = tl.minimum(end - at, STEP)
         x = ahead.to(tl.float32)
         if DECAY == CHANNEL:
             whole = tl.max(decay_ahead, 0)
             decay_ahead = load_whole(decay, (chunk + i + 1) * HS + hs, i + 1 < n, K, BK)
-        operand = s.to(k.dtype.element_ty)
+        operand = s.to(dtype)
         if STORE:
             store_state(states, tl.trans(operand), (chunk + i) * HV + head, 0, v0, K, V, BK, BV)
         if DECAY == HEAD:
@@ -315,7 +319,7 @@ def carry_kernel(
             tail = tl.load(tails + of + tl.arange(0, C))[None, :]
         if ERASE:
             seen = with_rows(operand, e, at, rows, head // (HV // HE), HE, K, 0, C, BK, PRECISION)
-        if OUTPUT and k.dtype.element_ty == tl.float32:
+        if OUTPUT and dtype == tl.float32:  # else the pieces of the state would be held till later
             y = with_rows(operand, q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK, PRECISION)
         if OUTPUT:  # early where more products are left to wait for it, else it is in the way of the first
             more = tl.minimum(z_end - at - STEP, STEP)
@@ -323,13 +327,13 @@ def carry_kernel(
         if ERASE:
             x -= seen * gamma if DECAY == HEAD else seen
             a = load_square(solved, chunk + i, hs, HS, C, False)
-            x = product(x.to(k.dtype.element_ty), tl.trans(a), PRECISION)  # R, Eq. 35
-        r_ = x.to(k.dtype.element_ty)
-        kept = (x * tail).to(k.dtype.element_ty) if DECAY == HEAD else r_
+            x = product(x.to(dtype), tl.trans(a), PRECISION)  # R, Eq. 35
+        r_ = x.to(dtype)
+        kept = (x * tail).to(dtype) if DECAY == HEAD else r_
         if STORE:
             store_rows(written, tl.trans(r_), at, rows, head, HV, V, v0, C, BV)
         if OUTPUT:
-            if k.dtype.element_ty != tl.float32:
+            if dtype != tl.float32:
                 y = with_rows(operand, q, at, rows, head // (HV // HQ), HQ, K, 0, C, BK, PRECISION)
             if DECAY == HEAD:
                 y *= load_again(decay + of, C)
