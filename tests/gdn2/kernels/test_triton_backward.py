@@ -19,7 +19,7 @@ def test_half_precision(case: Case) -> None:
     check(case, torch.float16, backward=True)
 
 
-@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 63, 64, 65, 127, 130])
+@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 130])
 @pytest.mark.parametrize("decay", ["channel", "head"])
 def test_lengths(tokens: int, decay: str) -> None:
     check(Case(tokens, decay=decay), torch.float32, backward=True)

@@ -11,7 +11,7 @@ from gdn2.kernels import delta_rule
 from gdn2.kernels.triton import segments, tuning
 from tests.gdn2.kernels.oracle import EXTREME, Case, allowed, assert_close, device, draw, run
 
-LENGTHS = (0, 1, 15, 16, 17, 63, 64, 65, 127, 130, 300)
+LENGTHS = (0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 130, 300)
 VARIANTS = {
     "gdn2": Case(70, heads=2, value_heads=2),
     "head": Case(70, decay="head"),
