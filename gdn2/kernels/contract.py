@@ -21,7 +21,7 @@ SPLIT: ContextVar[bool] = ContextVar("long sequences may be split", default=True
 """A long sequence may be split into segments that are run side by side and joined. That rounds otherwise than running
 on from a state does, so whoever cuts sequences at will and wants the same bits turns it off."""
 
-Solve = Literal["fp16", "tf32", "tf32x3"]
+Solve = Literal["fp16", "refined", "tf32x3"]
 SOLVE: ContextVar[Solve | None] = ContextVar("precision of the triangular inverse", default=None)
 
 
@@ -32,10 +32,10 @@ def solve_precision(precision: Solve) -> Iterator[None]:
     The backward pass of a call takes the call's own. The other implementations solve in fp32 (fp64 inputs in fp64).
 
     Args:
-        precision: "tf32x3" has 22 bits, and fp32 and fp16 inputs take it unasked; "tf32" and "fp16" have 11. bf16
-            inputs take "fp16" unasked: beside their own 8 bits its error hardly shows (1 to 3 %; dg of decay per head
-            up to 25 %), and the whole forward pass is 1.4 to 1.6 times as fast. It overflows where an entry of the
-            inverse leaves 65504, out of reach of unit keys and erasure up to 2.
+        precision: "tf32x3" has 22 bits, and fp32 inputs take it unasked. "refined" has as many, by products of fp16 and
+            one step of Newton's method; bf16 and fp16 inputs take it unasked. "fp16" is without that step and has 11.
+            Both overflow where an entry of T or of the inverse leaves 65504, out of reach of unit keys and erasure up
+            to 2.
 
     Raises:
         ValueError: an unknown precision.

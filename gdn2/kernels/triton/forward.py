@@ -154,10 +154,11 @@ def invert(t, C: tl.constexpr, SOLVE: tl.constexpr):
     """(I + t)^-1 for strictly lower t [C, C], Eq. 21: the inverses of two halves and the block below give the whole.
 
     Only inverses of diagonal blocks are multiplied, never powers of t, which grow for equal keys and erase up to 2.
-    SOLVE is the precision of the products: "fp16" has the bits of "tf32" and needs no shuffles between products.
+    SOLVE is the precision of the products: three terms of tf32, or fp16, where "refined" takes a step of Newton's
+    method from what that gives. Rows of fp16 need no shuffles between products.
     """
-    operand: tl.constexpr = tl.float16 if SOLVE == "fp16" else tl.float32
-    precision: tl.constexpr = "tf32" if SOLVE == "fp16" else SOLVE
+    operand: tl.constexpr = tl.float32 if SOLVE == "tf32x3" else tl.float16
+    precision: tl.constexpr = "tf32x3"
     n: tl.constexpr = C // 16
     b = tl.arange(0, n)
     diagonal = (b[:, None] == b[None, :])[:, None, :, None]
@@ -173,6 +174,13 @@ def invert(t, C: tl.constexpr, SOLVE: tl.constexpr):
         below = tl.where(halves(level, C), t, 0.0).to(operand)
         known = inverse.to(operand)
         inverse -= product(known, product(below, known, precision).to(operand), precision)
+    if SOLVE == "refined":
+        known = inverse.to(operand)
+        coarse = t.to(operand)
+        i = tl.arange(0, C)
+        over = known - tl.where(i[:, None] == i[None, :], 1.0, 0.0)  # (I + t) known - I, with 22 bits of t
+        over = add_product(add_product(over, (t - coarse).to(operand), known, precision), coarse, known, precision)
+        inverse = add_product(known.to(tl.float32), known, (-over).to(operand), precision)
     return inverse
 
 
