@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test figures page slow gpu clean
+.PHONY: demo test compiled figures page probe slow gpu clean
 
 demo: $(VENV)/.package
 	$(BIN)/gdn2-eval run --model gdn2-tiny --tasks niah-paper --lengths 256,512,1k,2k --samples 100 --budget 48 --out results
@@ -35,6 +35,10 @@ probe: $(VENV)/.package
 		$(BIN)/gdn2-eval probe --model $$model --task niah_multikey_1 --length 1k --samples 40 --budget 48 \
 			--device cpu --format png --out results/zoo/probe || exit; \
 	done
+
+# Every kernel for three generations of GPUs, without one: minutes.
+compiled: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow -n 2 -q tests/gdn2/kernels/test_triton_aot.py
 
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow and not gpu" -q

@@ -131,12 +131,12 @@ def operator(op: str, mixer: str, shape: Shape, setup: Setup) -> Job:
         return lambda inputs: delta_rule(*(inputs[n] for n in "qkezg"), implementation=name)[:1]
 
     def accurate(inputs: dict[str, Tensor]) -> Sequence[Tensor]:
-        with solve_precision("tf32x3"):
+        with solve_precision("refined"):
             return with_implementation(setup.ours)(inputs)
 
     run = {"ours": with_implementation(setup.ours)}
     if setup.ours != "torch":
-        run["ours, solved in tf32x3"] = accurate
+        run["ours, solve refined"] = accurate
         run["torch"] = with_implementation("torch")
     if setup.peer is not None:
         run["fla"] = peer_rule(setup.peer.__name__, mixer)

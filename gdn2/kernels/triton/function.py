@@ -32,15 +32,16 @@ def delta_rule(rows: Rows, state: Tensor | None) -> tuple[Tensor, Tensor]:
     They start from `state`, None being the zero state.
 
     Raises:
-        ValueError: fp64 inputs, or key and value widths above 256.
+        ValueError: fp64 inputs, key and value widths above 256, or more than 64 rows a token.
     """
     if rows.z.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"the triton implementation takes float32, float16 or bfloat16, got {rows.z.dtype}")
     if max(rows.k.shape[-1], rows.z.shape[-1]) > WIDEST:
         raise ValueError(f"the triton implementation takes K and V up to {WIDEST}, got {list(rows.states[-2:])}")
-    chunk = tuning.chunk(rows.z.dtype)
-    if rows.rank > chunk:
-        raise ValueError(f"the triton implementation takes up to {chunk} rows a token, got rank {rows.rank}")
+    if rows.rank > tuning.LONGEST_TOKEN:
+        raise ValueError(
+            f"the triton implementation takes up to {tuning.LONGEST_TOKEN} rows a token, got rank {rows.rank}"
+        )
     if rows.z.shape[0] == 0:
         return rows.z, rows.z.new_zeros(rows.states, dtype=torch.float32) if state is None else state
     o, last = _DeltaRule.apply(
@@ -70,11 +71,11 @@ class _Call:
 
     @cached_property
     def plan(self) -> tuning.Plan:
-        return tuning.plan(self.z.device, self.value_heads, self.key, self.value, self.decay, self.z.dtype)
+        return tuning.plan(self.z.device, self.value_heads, self.key, self.value, self.decay, self.z.dtype, self.rank)
 
     @property
     def chunk(self) -> int:
-        return tuning.chunk(self.z.dtype)
+        return tuning.chunk(self.z.dtype, self.rank)
 
     @cached_property
     def layout(self) -> Layout:

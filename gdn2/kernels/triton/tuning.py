@@ -15,9 +15,13 @@ import torch
 from gdn2.kernels.contract import Solve
 
 
-def chunk(dtype: torch.dtype) -> int:
+LONGEST_TOKEN = 64
+"""Most rows of a token: it lies within one chunk."""
+
+
+def chunk(dtype: torch.dtype, rank: int) -> int:
     """Rows of a chunk of inputs of `dtype`: products of fp32 operands are three, and need twice the registers."""
-    return 32 if dtype == torch.float32 else 64
+    return 32 if dtype == torch.float32 and rank <= 32 else 64
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,11 @@ SEGMENT = 4096
 rows and its prefix keeps its bits."""
 
 
-def plan(device: torch.device, value_heads: int, key: int, value: int, decay: str, dtype: torch.dtype) -> Plan:
+def plan(
+    device: torch.device, value_heads: int, key: int, value: int, decay: str, dtype: torch.dtype, rank: int
+) -> Plan:
     """The plan for one call; `decay` is "channel", "head" or "none", `dtype` that of the inputs."""
-    return _plan(device_class(device), value_heads, key, value, decay, dtype)
+    return _plan(device_class(device), value_heads, key, value, decay, dtype, chunk(dtype, rank))
 
 
 @cache
@@ -77,11 +83,11 @@ def device_class(device: torch.device) -> str:
 
 
 @cache
-def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, dtype: torch.dtype) -> Plan:
+def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, dtype: torch.dtype, rows: int) -> Plan:
     channel = decay == "channel"
     few = _tile(value // 2, 32)
     if dtype == torch.float32:
-        state = Launch(16, 4, 3) if key <= 128 else Launch(16, 8, 2)
+        state = Launch(16, 4, 3 if rows == 32 else 2) if key <= 128 else Launch(16, 8, 2)
         return Plan(
             scores=Launch(16 if channel else 32, 4),
             state=state,

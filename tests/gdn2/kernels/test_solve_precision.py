@@ -13,9 +13,9 @@ from gdn2.kernels.contract import SOLVE, Solve
 from tests.gdn2.kernels.oracle import Case, Inputs, device, draw, error, run
 
 
-def hard(dtype: torch.dtype, decay: str = "channel", tokens: int = 130, width: int = 16) -> Inputs:
+def hard(dtype: torch.dtype, decay: str = "channel", tokens: int = 130, width: int = 16, heads: int = 1) -> Inputs:
     """Keys near one another and erased up to twice, for an inverse that is far from the identity."""
-    case = Case(tokens, key=width, value=width, decay=decay, gates=(-1e-2, -1e-8), erase_max=2.0)
+    case = Case(tokens, heads, heads, width, width, decay=decay, gates=(-1e-2, -1e-8), erase_max=2.0)
     inputs = draw(case).to(torch.float64, device())
     k, e = inputs.tensors["k"], inputs.tensors["e"]
     assert k is not None and e is not None
@@ -95,13 +95,16 @@ def test_one_step_of_newton_makes_fp16_products_as_accurate_as_fp32(decay: str) 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("decay", ["channel", "head"])
 def test_inputs_of_16_bits_lose_nothing_by_what_is_taken_unasked(decay: str, dtype: torch.dtype) -> None:
-    inputs = hard(dtype, decay, 600, 128)
+    inputs = hard(dtype, decay, 600, 128, heads=16)  # in one head the error of dg is a matter of luck
     exact, unasked = exact_and_unasked(inputs)
     errors = {}
     for precision in get_args(Solve):
         with solve_precision(precision):
             asked = run(inputs, "triton", backward=True)
         errors[precision] = {name: error(asked[name], want) for name, want in exact.items()}
-        assert all(torch.equal(unasked[name], asked[name]) for name in exact) == (precision == "refined")
+        taken = precision == ("fp16" if dtype == torch.bfloat16 else "refined")
+        assert all(torch.equal(unasked[name], asked[name]) for name in exact) == taken
     for name, least in errors["tf32x3"].items():
-        assert errors["refined"][name] <= 1.03 * least, (name, errors)
+        assert errors["refined"][name] <= 1.02 * least, (name, errors)
+        if dtype == torch.bfloat16:
+            assert errors["fp16"][name] <= 1.03 * least, (name, errors)

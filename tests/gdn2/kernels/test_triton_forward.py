@@ -26,6 +26,8 @@ VARIANTS = {
     "diag per channel": Case(70, diag=True),
     "rank 4": Case(132, decay="head", erase=False, diag=True, rank=4, value_heads=2),
     "rank 3 per channel": Case(99, erase=False, rank=3),
+    "rank 40": Case(120, decay="head", erase=False, diag=True, rank=40),
+    "rank 64 per channel": Case(128, erase=False, rank=64),
     "no state": Case(40, state=False),
     "batch": Case(33, batch=2),
     "range 2": Case(70, erase_max=2.0),
@@ -162,7 +164,7 @@ def test_a_split_sequence_equals_the_loop(case: Case, monkeypatch: pytest.Monkey
 
 
 def test_the_plan_knows_no_length_and_refuses_what_the_kernels_cannot_do() -> None:
-    few, many = (tuning.plan(torch.device("cpu"), heads, 128, 128, "channel", torch.bfloat16) for heads in (16, 512))
+    few, many = (tuning.plan(torch.device("cpu"), heads, 128, 128, "channel", torch.bfloat16, 1) for heads in (16, 512))
     assert few.segment == tuning.SEGMENT
     assert many.segment == 0
     x = torch.zeros(1, 4, 1, 300, device=device())
@@ -171,3 +173,6 @@ def test_the_plan_knows_no_length_and_refuses_what_the_kernels_cannot_do() -> No
     x = torch.zeros(1, 4, 1, 8, dtype=torch.float64, device=device())
     with pytest.raises(ValueError, match="takes float32, float16 or bfloat16, got torch.float64"):
         delta_rule(x, x, x, x, x, implementation="triton")
+    x = torch.zeros(1, 65, 1, 8, device=device())
+    with pytest.raises(ValueError, match="takes up to 64 rows a token, got rank 65"):
+        delta_rule(x, x, None, x, None, rank=65, implementation="triton")
