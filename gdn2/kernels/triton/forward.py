@@ -150,12 +150,32 @@ def between(g, C: tl.constexpr, EXACT: tl.constexpr):
 
 
 @triton.jit
+def after(x, y):
+    """x, and what is made of it not before there is y: the compiler would make and hold it while registers are short.
+
+    It cannot know that y never has these bits, of a NaN that no operation makes.
+    """
+    return tl.where(y.to(tl.int32, bitcast=True) != 0x7F812345, x, 0.0)
+
+
+@triton.jit
+def newton(inverse, t, C: tl.constexpr):
+    """A step of Newton's method, X + X (I - (I + t) X), by products of fp16 with 22 bits of t."""
+    t = after(t, inverse)
+    known, coarse = inverse.to(tl.float16), t.to(tl.float16)
+    i = tl.arange(0, C)
+    over = known - tl.where(i[:, None] == i[None, :], 1.0, 0.0)
+    over = add_product(add_product(over, (t - coarse).to(tl.float16), known, "tf32"), coarse, known, "tf32")
+    return add_product(known.to(tl.float32), known, (-over).to(tl.float16), "tf32")
+
+
+@triton.jit
 def invert(t, C: tl.constexpr, SOLVE: tl.constexpr):
     """(I + t)^-1 for strictly lower t [C, C], Eq. 21: the inverses of two halves and the block below give the whole.
 
     Only inverses of diagonal blocks are multiplied, never powers of t, which grow for equal keys and erase up to 2.
-    SOLVE is the precision of the products: three terms of tf32, or fp16, where "refined" takes a step of Newton's
-    method from what that gives. Rows of fp16 need no shuffles between products.
+    SOLVE is the precision of the products: three terms of tf32, or fp16, which needs no shuffles between products. With
+    fp16 a step of Newton's method, exact between two halves, takes the place of the last block; "refined" is one more.
     """
     operand: tl.constexpr = tl.float32 if SOLVE == "tf32x3" else tl.float16
     precision: tl.constexpr = "tf32x3"
@@ -170,17 +190,15 @@ def invert(t, C: tl.constexpr, SOLVE: tl.constexpr):
         known = small.to(operand)
         small -= product(known, product(below, known, precision).to(operand), precision)
     inverse = tl.reshape(tl.where(diagonal, small[:, :, None, :], 0.0), [C, C])
-    for level in tl.static_range(4, 6 if C == 64 else 5):
+    last: tl.constexpr = 5 if C == 64 else 4
+    for level in tl.static_range(4, last + 1 if SOLVE == "tf32x3" else last):
         below = tl.where(halves(level, C), t, 0.0).to(operand)
         known = inverse.to(operand)
         inverse -= product(known, product(below, known, precision).to(operand), precision)
+    if SOLVE != "tf32x3":
+        inverse = newton(inverse, t, C)
     if SOLVE == "refined":
-        known = inverse.to(operand)
-        coarse = t.to(operand)
-        i = tl.arange(0, C)
-        over = known - tl.where(i[:, None] == i[None, :], 1.0, 0.0)  # (I + t) known - I, with 22 bits of t
-        over = add_product(add_product(over, (t - coarse).to(operand), known, precision), coarse, known, precision)
-        inverse = add_product(known.to(tl.float32), known, (-over).to(operand), precision)
+        inverse = newton(inverse, t, C)
     return inverse
 
 
@@ -227,7 +245,7 @@ def scores_kernel(
     aqk = tl.where(token, own, aqk * pair_decay)
     store_square(scores, aqk, chunk, head, HS, C, 16 % RANK != 0)
     if ERASE:
-        store_square(solved, invert(t * pair_decay, C, SOLVE), chunk, head, HS, C, False)
+        store_square(solved, invert(after(t * pair_decay, aqk), C, SOLVE), chunk, head, HS, C, False)
 
 
 @triton.jit

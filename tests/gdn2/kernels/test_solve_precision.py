@@ -105,6 +105,5 @@ def test_inputs_of_16_bits_lose_nothing_by_what_is_taken_unasked(decay: str, dty
         taken = precision == ("fp16" if dtype == torch.bfloat16 else "refined")
         assert all(torch.equal(unasked[name], asked[name]) for name in exact) == taken
     for name, least in errors["tf32x3"].items():
-        assert errors["refined"][name] <= 1.02 * least, (name, errors)
-        if dtype == torch.bfloat16:
-            assert errors["fp16"][name] <= 1.03 * least, (name, errors)
+        taken = "fp16" if dtype == torch.bfloat16 else "refined"
+        assert max(errors["refined"][name], errors[taken][name]) <= 1.05 * least, (name, errors)
