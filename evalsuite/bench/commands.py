@@ -88,9 +88,10 @@ def add(app: typer.Typer, echo: Echo, echo_table: EchoTable) -> None:
     ) -> int:  # fmt: skip
         """Time the kernels against fla, plain torch and the device's ceilings.
 
-        A shape whose results are wrong gets no times.
+        A shape whose results are wrong gets no times. What was measured before an interruption is written.
         """
         from evalsuite.bench import kernels as bench
+        from evalsuite.interrupt import Interrupted
         from evalsuite.store import check_writable
 
         check_writable(out / "bench")
@@ -99,6 +100,8 @@ def add(app: typer.Typer, echo: Echo, echo_table: EchoTable) -> None:
         echo(_line(bench.HEADER))
         result = bench.run(asked, device, rounds, lambda row: echo(_line(row.cells())))
         echo(f"written to {bench.write(result, out / 'bench')}")
+        if result["interrupted"] is not None:
+            raise Interrupted(result["interrupted"])
         return 5 if any(row["refused"] for row in result["rows"]) else 0
 
 

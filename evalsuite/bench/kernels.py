@@ -18,6 +18,7 @@ from evalsuite import provenance
 from evalsuite.bench import cases, layers
 from evalsuite.bench.cases import DECODE_SEQUENCES, MIXERS, OPS, PEER_SHAPES, SHAPES, TINY, Job, Setup, Shape
 from evalsuite.bench.timing import Ceilings, Clock, Timing, alternate, ceilings, graphed, kernel_names, machine
+from evalsuite.interrupt import Interrupted
 from evalsuite.store import write_file
 from gdn2.errors import UserError
 
@@ -142,7 +143,7 @@ def measure(job: Job, clock: Clock, limits: Ceilings, rounds: int) -> Row:
 def run(
     asked: Asked, device_name: str, rounds: int = 20, report: Callable[[Row], None] = lambda row: None
 ) -> dict[str, Any]:
-    """Measure everything asked for and return the result as JSON-ready data.
+    """Measure everything asked for and return the result as JSON-ready data; if interrupted, what there is by then.
 
     Args:
         device_name: "cuda", "cuda:1" or "cpu" (tiny shapes, plain torch: a dry run).
@@ -150,6 +151,7 @@ def run(
 
     Raises:
         UserError: as `check`.
+        Interrupted: before there was a row; after, its signal is the result's `interrupted`, else None.
     """
     import torch
 
@@ -158,14 +160,20 @@ def run(
     clock = Clock(setup.device)
     before = machine(setup.device)
     limits = ceilings(clock)
-    rows = []
-    for name, make in plan(setup, asked):
-        if asked.only not in name:
-            continue
-        rows.append(measure(make(), clock, limits, rounds))
-        report(rows[-1])
-        if clock.cuda:
-            torch.cuda.empty_cache()
+    rows: list[Row] = []
+    interrupted = None
+    try:
+        for name, make in plan(setup, asked):
+            if asked.only not in name:
+                continue
+            rows.append(measure(make(), clock, limits, rounds))
+            report(rows[-1])
+            if clock.cuda:
+                torch.cuda.empty_cache()
+    except Interrupted as problem:
+        if not rows:
+            raise
+        interrupted = problem.number
     return {
         "kind": "bench kernels",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -174,6 +182,7 @@ def run(
         "fla": getattr(setup.peer, "__version__", None),
         "device": {"before": before, "after": machine(setup.device)},
         "ceilings": asdict(limits) | {"after": asdict(ceilings(clock))},
+        "interrupted": interrupted,
         "rows": [asdict(row) | {"error": row.error if math.isfinite(row.error) else None} for row in rows],
     }
 

@@ -33,8 +33,8 @@ def solve_precision(precision: Solve) -> Iterator[None]:
 
     Args:
         precision: "tf32x3" has 22 bits, and fp32 inputs take it unasked. "refined" has as many, by products of fp16 and
-            one step of Newton's method; fp16 inputs take it unasked. "fp16" is without that step and has 11; bf16 inputs
-            take it unasked, beside whose own 8 bits they do not show (1 to 2 % of the error, dg per head 4 %). Both
+            two steps of Newton's method; fp16 inputs take it unasked. "fp16" takes one such step: all of T counts, the
+            inverse with 11 bits. bf16 inputs take it unasked, for beside their own 8 bits that does not show. Both
             overflow where an entry of T or of the inverse leaves 65504, out of reach of unit keys and erasure up to 2.
 
     Raises:

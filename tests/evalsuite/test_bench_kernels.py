@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from importlib import import_module
 from pathlib import Path
 
@@ -185,6 +186,30 @@ def test_the_command_prints_writes_and_tells_red_from_green(
     monkeypatch.setattr(cases, "worst", lambda got, want, dtype: (1.0, 0.0))
     assert cli.main([*call, "--only", "decode"]) == 5
     assert "refused: error 1.0e+00 > 0.0e+00" in capsys.readouterr().out
+
+
+def test_what_was_measured_before_an_interruption_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cli
+
+    measure, rows = kernels.measure, []
+
+    def stopped(*args: object) -> kernels.Row:
+        if len(rows) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        rows.append(measure(*args))  # type: ignore[arg-type]
+        return rows[-1]
+
+    monkeypatch.setattr(kernels, "measure", stopped)
+    call = "bench kernels --device cpu --rounds 1 --ops norm,decode,gates --out".split() + [str(tmp_path)]
+    assert cli.main(call) == 128 + signal.SIGTERM
+    kept = json.loads(next((tmp_path / "bench").iterdir()).read_text())
+    assert [row["op"] for row in kept["rows"]] == [row.op for row in rows] and len(rows) == 2
+    assert kept["interrupted"] == signal.SIGTERM
+    assert "interrupted by SIGTERM" in capsys.readouterr().err
+    monkeypatch.setattr(kernels, "measure", lambda *args: signal.raise_signal(signal.SIGTERM))
+    assert cli.main(call) == 128 + signal.SIGTERM and len(list((tmp_path / "bench").iterdir())) == 1
 
 
 def test_the_doctor_command(capsys: pytest.CaptureFixture[str]) -> None:

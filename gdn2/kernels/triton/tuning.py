@@ -14,7 +14,6 @@ import torch
 
 from gdn2.kernels.contract import Solve
 
-
 LONGEST_TOKEN = 64
 """Most rows of a token: it lies within one chunk."""
 
@@ -113,7 +112,7 @@ def _plan(kind: str, value_heads: int, key: int, value: int, decay: str, dtype: 
         else Launch(_tile(key, 64), 8, 2, _tile(value, 64 if key > 32 else 32)),  # narrow keys: ptxas 12.8 again
         strong_scores=Launch(32, 4, 3),
         strong_inputs=Launch(16, 4, 2, few),
-        solve="fp16" if dtype == torch.bfloat16 else "refined",  # beside the 8 bits of bf16 its error does not count
+        solve="fp16" if dtype == torch.bfloat16 else "refined",  # in bf16 the inverse is kept with 8 bits
         spread=kind == "sm_90" and decay == "head" and key > 128,
         segment=_segment(kind, value_heads, value, state),
     )

@@ -106,4 +106,5 @@ def test_inputs_of_16_bits_lose_nothing_by_what_is_taken_unasked(decay: str, dty
         assert all(torch.equal(unasked[name], asked[name]) for name in exact) == taken
     for name, least in errors["tf32x3"].items():
         taken = "fp16" if dtype == torch.bfloat16 else "refined"
-        assert max(errors["refined"][name], errors[taken][name]) <= 1.05 * least, (name, errors)
+        allowed = 1.1 if name == "dg" else 1.03  # of dg per head, a sum over channels, there are few numbers
+        assert max(errors["refined"][name], errors[taken][name]) <= allowed * least, (name, errors)
