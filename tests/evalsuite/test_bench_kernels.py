@@ -202,7 +202,8 @@ def test_what_was_measured_before_an_interruption_is_written(
         return rows[-1]
 
     monkeypatch.setattr(kernels, "measure", stopped)
-    call = "bench kernels --device cpu --rounds 1 --ops norm,decode,gates --out".split() + [str(tmp_path)]
+    call = ["bench", "kernels", "--device", "cpu", "--ops", "norm,decode,gates", "--rounds", "1"]
+    call += ["--out", str(tmp_path)]
     assert cli.main(call) == 128 + signal.SIGTERM
     kept = json.loads(next((tmp_path / "bench").iterdir()).read_text())
     assert [row["op"] for row in kept["rows"]] == [row.op for row in rows] and len(rows) == 2
