@@ -311,6 +311,7 @@ CONFIGS: dict[str, Callable[[], None]] = {
     "gdn2 grouped": lambda: _operator(heads=8, value_heads=16),
     "gdn2 64": lambda: _operator(key=64, value=64),
     "gdn": lambda: _operator(decay="head"),
+    "gdn tf32x3": lambda: _solved("tf32x3", decay="head"),
     "gdn refined": lambda: _solved("refined", decay="head"),
     "gdn 256": lambda: _operator(heads=6, value_heads=6, key=256, value=256, decay="head"),
     "gdn 256 1x32768": lambda: _operator(6, 6, 256, 256, decay="head", batch=1, tokens=32768),

@@ -80,7 +80,7 @@ def test_the_torch_path_always_solves_in_fp32() -> None:
 
 
 @pytest.mark.parametrize("decay", ["channel", "head"])
-def test_one_step_of_newton_makes_fp16_products_as_accurate_as_fp32(decay: str) -> None:
+def test_refined_products_of_fp16_are_as_accurate_as_those_of_fp32(decay: str) -> None:
     inputs = hard(torch.float32, decay)
     exact, accurate = exact_and_unasked(inputs)
     with solve_precision("refined"):
@@ -96,15 +96,14 @@ def test_one_step_of_newton_makes_fp16_products_as_accurate_as_fp32(decay: str) 
 @pytest.mark.parametrize("decay", ["channel", "head"])
 def test_inputs_of_16_bits_lose_nothing_by_what_is_taken_unasked(decay: str, dtype: torch.dtype) -> None:
     inputs = hard(dtype, decay, 600, 128, heads=16)  # in one head the error of dg is a matter of luck
+    taken = "fp16" if dtype == torch.bfloat16 else "refined"
     exact, unasked = exact_and_unasked(inputs)
     errors = {}
     for precision in get_args(Solve):
         with solve_precision(precision):
             asked = run(inputs, "triton", backward=True)
         errors[precision] = {name: error(asked[name], want) for name, want in exact.items()}
-        taken = precision == ("fp16" if dtype == torch.bfloat16 else "refined")
-        assert all(torch.equal(unasked[name], asked[name]) for name in exact) == taken
+        assert all(torch.equal(unasked[name], asked[name]) for name in exact) == (precision == taken)
     for name, least in errors["tf32x3"].items():
-        taken = "fp16" if dtype == torch.bfloat16 else "refined"
-        allowed = 1.1 if name == "dg" else 1.03  # of dg per head, a sum over channels, there are few numbers
+        allowed = 1.1 if name == "dg" else 1.05  # of dg per head, a sum over channels, there are few numbers
         assert max(errors["refined"][name], errors[taken][name]) <= allowed * least, (name, errors)
